@@ -1,0 +1,1624 @@
+#!/usr/bin/env python3
+"""A peer: it fetches one file from a swarm, checks every byte of it, and gives what it has to others.
+
+    python peer.py TRACKER:PORT OUT          download, then go on seeding until Ctrl-C
+    python peer.py TRACKER:PORT OUT --leave  download, then leave
+
+What it promises is written in lab/SPEC.md; the numbers in brackets, such as [FC-9], are its clauses.
+
+Reading order, which is the order of this file:
+
+    constants   every bound and every time, with its unit and its reason
+    errors      what a network does, and what ends the program
+    wire        one message in one frame; one chunk in one frame
+    server      a thread per connection, answers by the name of the request
+    clock       a timer that repeats; a pace that is not exceeded
+    file        its description, its chunks on disk, its name on disk
+    choosing    which chunk to ask of which neighbor: no thread, no socket, no clock
+    peer        what it answers, what it asks
+    main        arguments, progress, exit codes
+
+Threads. One accepts connections, and each connection that is accepted has one (Server). Each
+neighbor that this peer asks has one, or two while it is the only one with anything to give
+(Peer.fetch_from). Two timers send proofs and refresh the neighbors. The main thread shows progress.
+
+                  Join, Active Proof, Peer List
+        +---------+   (timers)          +-------------+
+        | tracker | <------------------ |             |  Chunks Query, Fetch Chunk   +----------+
+        +---------+                     |    this     | ---------------------------> | neighbor |
+        +----------+                    |    peer     |   (a thread per neighbor)    +----------+
+        | neighbor | -----------------> |             | --- pwrite, rename ---> OUT
+        +----------+  Chunks Query,     +-------------+
+                      Fetch Chunk (a thread per connection)
+
+Locks. Server.lock, Peer.lock, Pace.lock and Repeat.lock; what each one guards stands where it is
+made. None is held during network or disk traffic, and no thread holds two.
+"""
+
+import argparse
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import queue
+import random
+import select
+import signal
+import socket
+import socketserver
+import stat
+import struct
+import sys
+import threading
+import time
+import traceback
+
+from google.protobuf.message import DecodeError
+
+import messages_pb2
+from messages_pb2 import Request, Response
+
+VERSION = "1.0"
+
+# ---------------------------------------------------------------------------------------------
+# Constants. Times are in seconds, sizes in bytes. Tests shrink them, so they are looked up when
+# they are used and never bound to a default argument.
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+CHUNK_SIZE = 256 * KIB           # of a file, unless chosen otherwise
+MAX_CHUNKS = 16_384              # of a file: their digests fit in half a MiB
+MAX_CHUNK_SIZE = 16 * MIB        # a chunk is in memory whole while it is checked
+DIGEST_SIZE = 32                 # SHA-256
+
+MAX_REQUEST = 64 * KIB           # a request is tiny; more is a mistake or an attack [WF-5]
+MAX_ANSWER = 8 * MIB             # a tracker's: 100,000 addresses and 16,384 digests
+ANSWER_MARGIN = 64 * KIB         # an answer to Fetch Chunk may be this much longer than the chunk
+FRAME_SECONDS = 10.0             # for a whole request frame, and for silence within any frame [WF-9]
+SLOWEST_LINK = 4 * KIB           # bytes per second that a long frame must keep up [FC-11]
+CONNECT_SECONDS = 5.0            # a neighbor that does not answer SYN for so long is not there
+IDLE_SECONDS = 60.0              # a client that has no further request for so long is sent home
+MAX_CONNECTIONS = 512            # at a server, each with its thread [WF-13]
+DESCRIPTORS_PAUSE = 0.05         # when there is none left, before the next accept: no spin
+
+LEASE_SECONDS = 10.0             # a peer that was not heard of for so long is gone
+PROOF_SHARE = 0.3                # of a lease, between two proofs: one in three may get lost [AP-4]
+TRACKER_SECONDS = 30.0           # so long a peer tries to reach its tracker before it joined [CL-10]
+REFRESH_SECONDS = 1.0            # between two looks at the neighbors; a peer list too if none is useful [PL-5]
+PEER_LIST_SECONDS = 5.0          # between two peer lists of a leecher that has useful neighbors
+
+MAX_NEIGHBORS = 50               # asked at a time: as many threads, and more would know nothing more
+MAX_CONTACTS = 1_000             # addresses remembered: a list may be as long as it likes [PL-4]
+REDIAL_SECONDS = (0.5, 60.0)     # pause after the first failure; it doubles up to the second [SW-6]
+MAX_BROKEN_PROMISES = 3          # listed chunks refused in a row; one wrong byte is enough [FC-9, FC-10]
+NEWS_SECONDS = 0.2               # a neighbor's list is asked for again when it is older than this
+POLL_SECONDS = (0.05, 1.0)       # pause when a neighbor has nothing new; it doubles up to the second
+BUSY_SECONDS = (0.1, 0.3)        # pause when told BUSY, at random: fewer than 20 requests a second [FC-7]
+
+UPLOAD_SLOTS = 2                 # chunks on their way out at a time: few and fast beats many and slow
+BUSY_AFTER = 0.005               # a slot that comes free within this is waited for before BUSY is said
+PACE_BURST = 0.05                # seconds of upload that may be made up for after a pause [CL-14]
+RECEIVE_MEMORY = 16 * MIB        # for chunks on their way in, all together
+LOST_SECONDS = 60.0              # nobody has what is missing for so long: the swarm is lost [SW-7]
+SHOW_SECONDS = (0.2, 5.0)        # between two progress lines: on a terminal, elsewhere
+
+EXIT_COMPLETE, EXIT_USAGE, EXIT_NO_TRACKER, EXIT_CONTENT, EXIT_OUT = 0, 2, 3, 4, 5
+EXIT_DISK_FULL, EXIT_LOST, EXIT_FILE, EXIT_PORT, EXIT_BUG = 6, 7, 8, 9, 70
+EXIT_SIGINT, EXIT_SIGTERM = 130, 143
+
+# ---------------------------------------------------------------------------------------------
+# Errors. OSError is what a network does; ProtocolError is what the program at its other end does
+# wrong. Both end one exchange or one connection, never the program. Fatal ends the program. What is
+# none of the three is a bug, and is not caught.
+
+
+class ProtocolError(Exception):
+    """The other side sent something that it must not send."""
+
+
+class Closed(ProtocolError):
+    """The other side closed the connection where a frame should have begun."""
+
+
+class WrongChunk(ProtocolError):
+    """The other side sent bytes that are not the chunk's [FC-9]."""
+
+
+class BrokenPromises(ProtocolError):
+    """The other side refused chunks that it had listed, too often [FC-10]."""
+
+
+class Fatal(Exception):
+    """The program ends with this exit code and this one line."""
+
+    def __init__(self, code, line):
+        super().__init__(line)
+        self.code = code
+
+
+# ---------------------------------------------------------------------------------------------
+# Wire. One message, one frame: 8 bytes of length, big-endian, then the message [WF-1]. TCP carries
+# bytes, not messages: a recv may bring half a length or three frames, so every read here says how
+# many bytes it wants and goes on until it has them [WF-2].
+
+
+def read_exactly(sock, view, deadline):
+    """Fill `view` from the socket, by `deadline` (monotonic) and with no silence above FRAME_SECONDS.
+
+    A timeout for each recv alone would let a client send one byte now and then for ever [WF-9].
+    """
+    got = 0
+    while got < len(view):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"expected {len(view)} bytes in time, got {got}")
+        sock.settimeout(min(left, FRAME_SECONDS))
+        count = sock.recv_into(view[got:])
+        if count == 0:
+            raise ProtocolError(f"closed after {got} of {len(view)} bytes")
+        got += count
+
+
+def await_first_byte(sock, seconds):
+    """True when the next frame has begun, False when the other side closed first; TimeoutError."""
+    sock.settimeout(seconds)
+    return bool(sock.recv(1, socket.MSG_PEEK))
+
+
+def read_frame(sock, limit, deadline, buffer=None):
+    """The next frame's message, as a view of `buffer` or of memory made for it.
+
+    The length is a stranger's word: it is checked before any memory is reserved for it [WF-5].
+    """
+    head = bytearray(8)
+    read_exactly(sock, memoryview(head), deadline)
+    length = int.from_bytes(head, "big")
+    if length > limit:
+        raise ProtocolError(f"expected a frame of at most {limit} bytes, got a length of {length}")
+    view = memoryview(bytearray(length) if buffer is None else buffer)[:length]
+    read_exactly(sock, view, deadline)
+    return view
+
+
+def parse(kind, frame):
+    """The message in a frame: `kind` is Request or Response [WF-6]."""
+    try:
+        return kind.FromString(bytes(frame))
+    except DecodeError:
+        raise ProtocolError(f"expected a {kind.__name__}, got {len(frame)} bytes that are none") from None
+
+
+def send_message(sock, message):
+    """Send one message in one frame."""
+    body = message.SerializeToString()
+    sock.settimeout(FRAME_SECONDS)
+    sock.sendall(struct.pack(">Q", len(body)) + body)
+
+
+def bad(code, reason):
+    """The answer that refuses a request: a code for programs, a reason for people."""
+    return Response(bad=Response.Bad(code=code, reason=reason))
+
+
+def varint(number):
+    """A number as protobuf writes it: seven bits a byte, the lowest first, high bit set on all but the last."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def read_varint(view, start):
+    """(number, index after it) of the varint at `start`; (None, start) if there is none."""
+    number = 0
+    for index in range(start, min(start + 10, len(view))):
+        number |= (view[index] & 0x7F) << 7 * (index - start)
+        if view[index] < 0x80:
+            return number, index + 1
+    return None, start
+
+
+CHUNK_TAG = b"\x2a"  # field 5, length-delimited: `chunk` in Response
+
+
+def chunk_head(length):
+    """All of a chunk's frame that stands before its bytes, so that these can go from disk to socket."""
+    field = CHUNK_TAG + varint(length)
+    return struct.pack(">Q", len(field) + length) + field
+
+
+def chunk_in(frame):
+    """The chunk that a Response carries and nothing else, without copying it; None: let protobuf look."""
+    if frame[:1] == CHUNK_TAG:
+        length, start = read_varint(frame, 1)
+        if length is not None and start + length == len(frame):
+            return frame[start:]
+    return None
+
+
+def patience(size):
+    """Seconds that a frame of `size` bytes may take [FC-11]."""
+    return FRAME_SECONDS + size / SLOWEST_LINK
+
+
+def parse_address(text):
+    """(host, port) of "host:port" or "[host]:port"; ValueError says what was expected."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not host or (":" in host and not bracketed):
+        raise ValueError(f"expected host:port or [host]:port, got {show_name(text)}")
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+        raise ValueError(f"expected a port from 1 to 65535, got {show_name(port)}")
+    return (host[1:-1] if bracketed else host), int(port)
+
+
+def parse_ip_address(text):
+    """parse_address for what comes over the network: no name is looked up for a stranger [JN-4]."""
+    host, port = parse_address(text)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.inet_pton(family, host)
+    except (OSError, ValueError):
+        raise ValueError(f"expected a literal IP address, got {show_name(host)}") from None
+    return host, port
+
+
+def format_address(address):
+    """The text that parse_address reads."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def plain_ip(host):
+    """An IPv4 address that an IPv6 socket shows as ::ffff:1.2.3.4, as IPv4; others as they are."""
+    return host[7:] if host.startswith("::ffff:") and "." in host else host.partition("%")[0]
+
+
+def peer_address(sock):
+    """(IP address, port) of a connection's other end."""
+    host, port = sock.getpeername()[:2]
+    return plain_ip(host), port
+
+
+def is_loopback(host):
+    """Whether an IP address means the machine itself."""
+    return host.startswith("127.") or host == "::1"
+
+
+def show_name(text):
+    """Text from elsewhere made fit for a terminal: what is not printable is escaped [FD-5]."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+class Link:
+    """The asking end of a connection: one request, then its answer. Used by one thread at a time.
+
+    It dials when it must: the first time, and again where the other side closed after an answer, as
+    a program that takes one request per connection does [WF-4]. `fresh` tells that it dialled.
+    """
+
+    def __init__(self, address):
+        self.address = address
+        self.sock = None
+        self.fresh = False
+        self.known = 0                  # chunk ids heard on this connection [CQ-3]
+        self.heard_at = float("-inf")   # when
+        self.pause = POLL_SECONDS[0]    # before asking again, when there is nothing to fetch
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+
+    def dial(self):
+        self.sock = socket.create_connection(self.address, timeout=CONNECT_SECONDS)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.fresh = True
+
+    def ask(self, request, limit, buffer=None):
+        """The frame that answers `request`; OSError, ProtocolError."""
+        self.fresh = False
+        if self.sock is not None:
+            try:
+                return self.exchange(request, limit, buffer)
+            except (Closed, ConnectionError):
+                self.close()
+        self.dial()
+        return self.exchange(request, limit, buffer)
+
+    def exchange(self, request, limit, buffer):
+        deadline = time.monotonic() + patience(limit)
+        send_message(self.sock, request)
+        if not await_first_byte(self.sock, FRAME_SECONDS):
+            raise Closed("closed without an answer")
+        return read_frame(self.sock, limit, deadline, buffer)
+
+
+# ---------------------------------------------------------------------------------------------
+# Server. socketserver accepts and gives each connection a thread; what is added is a bound on
+# their number and a deadline on their patience. It knows frames and requests, no files, no peers:
+# the actor (a Peer, a Tracker) has a method for each request that it answers, called by its name.
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """Answers frames on `host`:`port`; port 0 lets the system choose, `port` tells what it chose."""
+
+    allow_reuse_address = True   # a restart need not wait for TIME_WAIT to end
+    request_queue_size = 128     # socketserver's 5 loses connections when many peers join at once
+    daemon_threads = True        # an idle client does not keep the program from ending,
+    block_on_close = False       # nor server_close() from returning
+
+    def __init__(self, host, port, actor):
+        self.actor = actor
+        self.lock = threading.Lock()
+        self.room = threading.Condition(self.lock)  # announces: a connection was closed
+        # guarded by lock:
+        self.connections = set()  # sockets that are open
+        self.waiting = {}         # those of them that wait for a request, the longest first
+        super().__init__(self.listen_at(host, port), Connection, bind_and_activate=False)
+        try:
+            self.server_bind()
+            self.server_activate()
+        except OSError as error:
+            self.server_close()
+            raise Fatal(EXIT_PORT, f"cannot listen on port {port}: {os.strerror(error.errno)}; choose another with --port") from None
+        self.port = self.server_address[1]
+
+    def listen_at(self, host, port):
+        """The address to bind, and its family; without a host all addresses, IPv6 and IPv4 at once where both work."""
+        if not host:
+            self.address_family = socket.AF_INET6 if has_ipv6() else socket.AF_INET
+            return ("::" if has_ipv6() else "0.0.0.0", port)
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as error:
+            raise Fatal(EXIT_PORT, f"cannot listen on {show_name(host)}: {error.strerror}; give an address of this machine with --host") from None
+        self.address_family = found[0][0]
+        return found[0][4]
+
+    def server_bind(self):
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+    def start(self):
+        """Accept connections, in a thread of its own."""
+        threading.Thread(target=self.serve_forever, args=(0.05,), name="accept", daemon=True).start()
+
+    def stop(self):
+        """Accept no more, and end the connections that there are."""
+        self.shutdown()
+        self.server_close()
+        with self.lock:
+            connections = list(self.connections)
+        for sock in connections:
+            hang_up(sock)
+
+    def get_request(self):
+        try:
+            sock, address = super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.make_room()
+                time.sleep(DESCRIPTORS_PAUSE)  # select would report the same connection at once, again and again
+            raise
+        return sock, address
+
+    def verify_request(self, request, client_address):
+        """Whether there is room for one more connection, if need be at the cost of an idle one [WF-13]."""
+        with self.lock:
+            crowded = len(self.connections) >= MAX_CONNECTIONS
+        if crowded and not self.make_room():
+            return False
+        with self.lock:
+            self.connections.add(request)
+        return True
+
+    def make_room(self):
+        """End the connection that has waited longest for a request; False if all are being answered."""
+        with self.lock:
+            if not self.waiting:
+                return False
+            sock = next(iter(self.waiting))
+            del self.waiting[sock]
+            hang_up(sock)  # its thread reads the end, and closes it
+            return self.room.wait_for(lambda: sock not in self.connections, timeout=1)
+
+    def close_request(self, request):
+        super().close_request(request)
+        with self.room:
+            self.connections.discard(request)
+            self.room.notify_all()
+
+    def await_request(self, sock):
+        """The connection's next request; None when the client has no more, or has been idle for too long."""
+        with self.lock:
+            self.waiting[sock] = None
+        try:
+            if not await_first_byte(sock, IDLE_SECONDS):
+                return None
+            return parse(Request, read_frame(sock, MAX_REQUEST, time.monotonic() + FRAME_SECONDS))
+        finally:
+            with self.lock:
+                self.waiting.pop(sock, None)
+
+
+class Connection(socketserver.BaseRequestHandler):
+    """The server's end of one connection, in its own thread: request, answer, request, answer [WF-3]."""
+
+    def handle(self):
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            while (request := self.server.await_request(self.request)) is not None:
+                response = self.answer(request)
+                if response is not None:
+                    send_message(self.request, response)
+        except (OSError, ProtocolError):
+            pass  # the end of this connection, and of nothing else [WF-6, WF-10]
+
+    def answer(self, request):
+        """The Response to send, or None if the actor has sent it."""
+        kind = request.WhichOneof("type")
+        if kind is None:
+            return bad(messages_pb2.NO_TYPE, "expected one of the five requests, got none that is known")
+        method = getattr(self.server.actor, "on_" + kind, None)
+        if method is None:
+            return bad(messages_pb2.WRONG_ROLE, f"{kind} is not answered here: this is a {type(self.server.actor).__name__.lower()}")
+        return method(getattr(request, kind), self.request)
+
+
+def hang_up(sock):
+    """End a connection that another thread reads from: that thread sees its end."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it has ended by itself
+
+
+def has_ipv6():
+    """Whether one socket here can listen on IPv6 and IPv4 at once."""
+    if not socket.has_dualstack_ipv6():
+        return False
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+        return True
+    except OSError:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------
+# Clock. All times are time.monotonic(): setting the machine's clock changes nothing here [CL-17].
+
+
+class Repeat:
+    """Calls `action` every `seconds`, on threading.Timer. A Timer fires once, so each one makes the next."""
+
+    def __init__(self, seconds, action):
+        self.seconds = seconds
+        self.action = action
+        self.lock = threading.Lock()
+        # guarded by lock:
+        self.stopped = False
+        self.timer = None
+
+    def start(self):
+        """Begin; the first call comes after `seconds`."""
+        with self.lock:
+            if not self.stopped:
+                self.timer = threading.Timer(self.seconds, self.fire)
+                self.timer.daemon = True  # to be set on the object: as a class attribute it is ignored
+                self.timer.start()
+
+    def fire(self):
+        self.action()
+        self.start()
+
+    def stop(self):
+        with self.lock:
+            self.stopped = True
+            if self.timer is not None:
+                self.timer.cancel()
+
+
+class Pace:
+    """A token bucket: whoever takes `count` bytes from it sleeps until the rate allows for them [CL-14]."""
+
+    def __init__(self, rate):
+        self.rate = rate  # bytes per second
+        self.slice = max(1, min(64 * KIB, int(rate / 20)))  # sent at a time: 50 ms worth of it
+        self.lock = threading.Lock()
+        self.free_at = time.monotonic()  # guarded by lock: when all that was taken is paid for
+
+    def take(self, count):
+        with self.lock:
+            now = time.monotonic()
+            self.free_at = max(self.free_at, now - PACE_BURST) + count / self.rate
+            wait = self.free_at - now
+        if wait > 0:
+            time.sleep(wait)
+
+
+# ---------------------------------------------------------------------------------------------
+# File. A Description says what the bytes must be, a Store has them on disk, an Output knows under
+# which names. Chunks are counted by index (0, 1, 2 ...) inside the program, and by id, their byte
+# offset, on the wire.
+
+
+class Description:
+    """What a swarm distributes: name, size and chunk size in bytes, and one digest for each chunk [FD-1]."""
+
+    def __init__(self, name, size, chunk_size, digests):
+        self.name = name
+        self.size = size
+        self.chunk_size = chunk_size
+        self.digests = digests  # bytes: DIGEST_SIZE for each chunk
+        self.count = -(-size // chunk_size)
+        content = size.to_bytes(8, "big") + chunk_size.to_bytes(8, "big") + digests
+        self.content_id = hashlib.sha256(content).digest()  # [FD-4]
+
+    @classmethod
+    def from_message(cls, file):
+        """Check what a tracker sent before anything is made of it; Fatal [FD-3]."""
+        if not 1 <= file.chunk_size <= MAX_CHUNK_SIZE:
+            raise Fatal(EXIT_CONTENT, f"expected a chunk size from 1 to {MAX_CHUNK_SIZE}, got {file.chunk_size} from the tracker")
+        count = -(-file.size // file.chunk_size)
+        if count > MAX_CHUNKS:
+            raise Fatal(EXIT_CONTENT, f"expected at most {MAX_CHUNKS} chunks, got {count} from the tracker")
+        if len(file.digests) != count * DIGEST_SIZE:
+            raise Fatal(EXIT_CONTENT, f"expected {count * DIGEST_SIZE} bytes of digests, got {len(file.digests)} from the tracker")
+        return cls(file.name, file.size, file.chunk_size, file.digests)
+
+    def to_message(self):
+        return messages_pb2.File(name=self.name, size=self.size, chunk_size=self.chunk_size, digests=self.digests)
+
+    def index(self, chunk_id):
+        """The index of the chunk with this id; None if the file has no such chunk [FC-4]."""
+        index, rest = divmod(chunk_id, self.chunk_size)
+        return index if rest == 0 and index < self.count else None
+
+    def length(self, index):
+        """Bytes in a chunk; the last one may be short [FC-2]."""
+        return min(self.chunk_size, self.size - index * self.chunk_size)
+
+    def digest(self, index):
+        return self.digests[index * DIGEST_SIZE:(index + 1) * DIGEST_SIZE]
+
+
+def hash_chunks(fd, size, chunk_size, show=lambda done: None):
+    """The digests of all chunks of an open file, as one bytes object.
+
+    `show` is called now and then with the number of bytes done. One thread a core, each with every
+    so-manyeth chunk: hashlib lets go of the interpreter lock.
+    """
+    count = -(-size // chunk_size)
+    digests = bytearray(count * DIGEST_SIZE)
+    done = [0] * min(os.cpu_count() or 1, 4)
+    failed = []
+
+    def work(worker):
+        try:
+            for index in range(worker, count, len(done)):
+                chunk = os.pread(fd, min(chunk_size, size - index * chunk_size), index * chunk_size)
+                digests[index * DIGEST_SIZE:(index + 1) * DIGEST_SIZE] = hashlib.sha256(chunk).digest()
+                done[worker] += len(chunk)
+        except OSError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in range(len(done))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(SHOW_SECONDS[0])
+            show(sum(done))
+    if failed:
+        raise failed[0]
+    return bytes(digests)
+
+
+class Store:
+    """A file's chunks on disk, by index. Holds no lock: what is written when is the owner's business."""
+
+    def __init__(self, fd, file):
+        self.fd = fd
+        self.file = file
+        self.stamp = None  # (size, mtime) of a file that is complete, since when it is not ours to change
+
+    def verify(self, show=lambda done: None):
+        """The chunks that are there and right, as a bitfield [CL-4]."""
+        found = hash_chunks(self.fd, self.file.size, self.file.chunk_size, show)
+        return sum(1 << index for index in range(self.file.count)
+                   if found[index * DIGEST_SIZE:(index + 1) * DIGEST_SIZE] == self.file.digest(index))
+
+    def write(self, index, chunk):
+        """Write a chunk that was checked; a pwrite may be short. Fatal when there is no room [CL-11]."""
+        offset = index * self.file.chunk_size
+        try:
+            while chunk:
+                count = os.pwrite(self.fd, chunk, offset)
+                chunk, offset = chunk[count:], offset + count
+        except OSError as error:
+            raise disk_error(error) from None
+
+    def seal(self):
+        """The file is complete: from now on a change of it is somebody else's [FC-13]."""
+        self.stamp = self.look()
+
+    def look(self):
+        status = os.fstat(self.fd)
+        return status.st_size, status.st_mtime_ns
+
+    def intact(self, index):
+        """Whether the chunk's bytes still are what they were when it was verified [FC-13].
+
+        A look at size and time of change is enough while nobody touched the file; then it is read.
+        """
+        if self.stamp is None or self.stamp == self.look():
+            return True
+        chunk = os.pread(self.fd, self.file.length(index), index * self.file.chunk_size)
+        return hashlib.sha256(chunk).digest() == self.file.digest(index)
+
+    def send(self, sock, index, pace):
+        """Send a chunk as a whole frame; its bytes go from disk to socket without passing through here."""
+        offset, left = index * self.file.chunk_size, self.file.length(index)
+        deadline = time.monotonic() + patience(left) + (left * UPLOAD_SLOTS / pace.rate if pace else 0)
+        sock.settimeout(FRAME_SECONDS)
+        sock.sendall(chunk_head(left), getattr(socket, "MSG_MORE", 0))
+        while left:
+            size = min(left, pace.slice) if pace else left
+            if pace:
+                pace.take(size)
+            send_file(sock, self.fd, offset, size, deadline)
+            offset, left = offset + size, left - size
+
+
+def send_file(sock, fd, offset, left, deadline):
+    """Send so many bytes of an open file. A sendfile may be short, and may have to wait."""
+    while left:
+        try:
+            sent = os.sendfile(sock.fileno(), fd, offset, left)
+        except BlockingIOError:
+            await_writable(sock, deadline)
+            continue
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            chunk = os.pread(fd, left, offset)  # a file system that has no sendfile
+            sock.sendall(chunk)
+            sent = len(chunk)
+        if sent == 0:
+            raise ProtocolError(f"the file ends {left} bytes early: it was cut short")  # our file, their end [FC-13]
+        offset, left = offset + sent, left - sent
+
+
+def await_writable(sock, deadline):
+    """Return when the socket takes more bytes; TimeoutError if it does not in time [FC-14]."""
+    wait = min(FRAME_SECONDS, deadline - time.monotonic())
+    poll = select.poll()  # not select: that one fails for descriptors from 1024 on
+    poll.register(sock, select.POLLOUT)
+    if wait <= 0 or not poll.poll(wait * 1000):
+        raise TimeoutError("the asker stopped reading")
+
+
+def disk_error(error):
+    """The Fatal for an OSError of a file that is written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Fatal(EXIT_DISK_FULL, f"no room for the rest of the file: {error.strerror}; OUT.part is kept, make room and start again")
+    return Fatal(EXIT_OUT, f"cannot write OUT.part: {error.strerror}")
+
+
+class Output:
+    """OUT and OUT.part: bytes go to the second, which becomes the first by one rename [CL-3].
+
+    Making one claims them, before this peer joins: it looks whether OUT can be written at all, and
+    locks it against a second process. Fatal says what is wrong [CL-5, CL-6, CL-7].
+    """
+
+    def __init__(self, path, force):
+        self.path = path
+        self.part = path + ".part"
+        self.force = force
+        self.fd_out = self.fd_part = None
+        try:
+            self.claim()
+        except OSError as error:
+            self.close()
+            raise self.refuse(error.strerror) from None
+        except Fatal:
+            self.close()
+            raise
+
+    def refuse(self, reason):
+        return Fatal(EXIT_OUT, f"cannot write {show_name(self.path)}: {reason}")
+
+    def claim(self):
+        """Open what is there: OUT, if it is to be kept, else OUT.part, new or from an earlier run."""
+        try:
+            mode = os.lstat(self.path).st_mode
+        except FileNotFoundError:
+            mode = None
+        if os.path.basename(self.path) in ("", ".", "..") or mode is not None and stat.S_ISDIR(mode):
+            raise self.refuse("expected a file name, got a directory")
+        if mode is not None and stat.S_ISREG(mode):
+            self.fd_out = self.lock(self.path, os.O_RDONLY)
+        elif mode is not None and not (self.force and stat.S_ISLNK(mode)):
+            raise self.refuse("expected a regular file, got a link or a device" + (" (--force replaces a link)" if stat.S_ISLNK(mode) else ""))
+        if self.fd_out is None or self.force:
+            self.fd_part = self.lock(self.part, os.O_RDWR | os.O_CREAT)
+
+    def lock(self, path, flags):
+        """Open a file and lock it for this process; the lock ends with the process, whatever ends it."""
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise self.refuse("another process is at work on it") from None
+        except OSError:
+            pass  # a file system that has no locks; digests still keep out what is wrong
+        if not stat.S_ISREG(os.fstat(fd).st_mode) or not os.path.samestat(os.fstat(fd), os.lstat(path)):
+            os.close(fd)
+            raise self.refuse(f"expected {show_name(path)} to be a regular file, and to stay it")
+        return fd
+
+    def open_store(self, file, show):
+        """(Store, bitfield of the chunks that are there already) for the file that the swarm has [CL-4]."""
+        if self.fd_out is not None:
+            store = Store(self.fd_out, file)
+            store.seal()
+            if os.fstat(self.fd_out).st_size == file.size and store.verify(show) == all_of(file.count):
+                self.discard_part()
+                return store, all_of(file.count)
+            if not self.force:
+                raise self.refuse("it exists and is another file; choose another name, or replace it with --force")
+        store = Store(self.fd_part, file)
+        held = store.verify(show) if os.fstat(self.fd_part).st_size else 0
+        try:
+            os.ftruncate(self.fd_part, file.size)
+        except OSError as error:
+            raise disk_error(error) from None
+        return store, held
+
+    def finish(self, store):
+        """Every chunk is held: OUT.part becomes OUT."""
+        if not self.force and os.path.lexists(self.path):
+            raise self.refuse("it has come to exist meanwhile; OUT.part is complete and kept")
+        try:
+            os.rename(self.part, self.path)
+        except OSError as error:
+            raise self.refuse(error.strerror) from None
+        self.fd_out, self.fd_part = self.fd_part, None
+        store.seal()
+
+    def discard_part(self):
+        """Leave no empty OUT.part behind."""
+        if self.fd_part is not None and os.fstat(self.fd_part).st_size == 0:
+            os.unlink(self.part)
+
+    def close(self):
+        """Let go of OUT; an OUT.part in which nothing was written goes."""
+        try:
+            self.discard_part()
+        except OSError:
+            pass  # it was renamed, or the folder is gone
+        for fd in {self.fd_out, self.fd_part} - {None}:
+            os.close(fd)
+        self.fd_out = self.fd_part = None
+
+
+# ---------------------------------------------------------------------------------------------
+# Choosing. A set of chunks is a bitfield: an int whose bit i stands for the chunk with index i, so
+# that "what it has, I have not, and nobody was asked for" is `theirs & ~mine & ~asked`, in well
+# under a microsecond for thousands of chunks.
+
+
+def all_of(count):
+    """The bitfield of `count` chunks, all set."""
+    return (1 << count) - 1
+
+
+def indexes(bits):
+    """The indexes in a bitfield, lowest first."""
+    while bits:
+        lowest = bits & -bits
+        yield lowest.bit_length() - 1
+        bits ^= lowest
+
+
+def any_of(bits, count, rng):
+    """One index of a bitfield: the first at or after a place drawn at random; None of an empty one."""
+    if not bits:
+        return None
+    start = rng.randrange(count)
+    after = bits >> start
+    if after:
+        return start + (after & -after).bit_length() - 1
+    return (bits & -bits).bit_length() - 1
+
+
+def rarest_first(offered, levels, count, rng):
+    """An index of `offered` that the fewest neighbors hold, at random among equals; None if there is none.
+
+    `levels[k]` is the bitfield of the chunks that exactly k neighbors hold [SW-1].
+    """
+    for level in levels:
+        if offered & level:
+            return any_of(offered & level, count, rng)
+    return None
+
+
+class Picker:
+    """Which chunk to ask of which neighbor: all that a peer knows of who holds what.
+
+    It has no thread, no socket and no clock, so that it can be tested and simulated; whoever uses
+    it from several threads holds a lock meanwhile. A neighbor is any key of a dict.
+    """
+
+    def __init__(self, count, held=0, rng=None):
+        self.count = count
+        self.held = held                 # chunks of our own
+        self.asked = 0                   # chunks for which an exchange is under way
+        self.under_way = {}              # index -> {neighbor: when it was asked}
+        self.holds = {}                  # neighbor -> what it has listed
+        self.levels = [all_of(count)]    # levels[k]: chunks that exactly k neighbors hold
+        self.typical = 0.0               # seconds that an exchange takes, a moving average
+        self.rng = rng or random.Random()
+
+    def complete(self):
+        return self.held == all_of(self.count)
+
+    def wanted(self, neighbor):
+        """What this neighbor has and we have not."""
+        return self.holds.get(neighbor, 0) & ~self.held
+
+    def useful(self):
+        """The neighbors that have anything that we want."""
+        return [neighbor for neighbor, bits in self.holds.items() if bits & ~self.held]
+
+    def add(self, neighbor, bits):
+        """The neighbor holds these chunks too; how many of them are news."""
+        news = bits & ~self.holds.get(neighbor, 0)
+        self.holds[neighbor] = self.holds.get(neighbor, 0) | bits
+        for k in range(len(self.levels) - 1, -1, -1):
+            moved = self.levels[k] & news
+            if moved:
+                if k + 1 == len(self.levels):
+                    self.levels.append(0)
+                self.levels[k] ^= moved
+                self.levels[k + 1] |= moved
+        return news.bit_count()
+
+    def withdraw(self, neighbor, bits):
+        """The neighbor does not hold these chunks, whatever it has said."""
+        gone = bits & self.holds.get(neighbor, 0)
+        self.holds[neighbor] = self.holds.get(neighbor, 0) & ~bits
+        for k in range(1, len(self.levels)):
+            moved = self.levels[k] & gone
+            self.levels[k] ^= moved
+            self.levels[k - 1] |= moved
+
+    def forget(self, neighbor):
+        """The neighbor is gone."""
+        self.withdraw(neighbor, self.holds.get(neighbor, 0))
+        self.holds.pop(neighbor, None)
+
+    def choose(self, neighbor, now):
+        """The chunk to ask of this neighbor next, noted as under way; None if there is none."""
+        wanted = self.wanted(neighbor)
+        index = rarest_first(wanted & ~self.asked, self.levels, self.count, self.rng)
+        if index is None:
+            index = self.late(neighbor, wanted, now)
+        if index is not None:
+            self.under_way.setdefault(index, {})[neighbor] = now
+            self.asked |= 1 << index
+        return index
+
+    def late(self, neighbor, wanted, now):
+        """Endgame: all that is wanted is under way; a chunk for which one other has taken long is asked for twice [SW-5]."""
+        for index, askers in self.under_way.items():
+            if wanted >> index & 1 and len(askers) == 1 and neighbor not in askers:
+                if now - min(askers.values()) > max(2 * self.typical, POLL_SECONDS[0]):
+                    return index
+        return None
+
+    def release(self, neighbor, index):
+        """The exchange has ended, however it ended; when it began."""
+        askers = self.under_way[index]
+        since = askers.pop(neighbor)
+        if not askers:
+            del self.under_way[index]
+            self.asked &= ~(1 << index)
+        return since
+
+    def arrived(self, index, seconds):
+        """The chunk was written, after an exchange of so many seconds; False if we had it already [FC-12]."""
+        self.typical += ((seconds - self.typical) / 8) if self.typical else seconds
+        new = not self.held >> index & 1
+        self.held |= 1 << index
+        return new
+
+
+# ---------------------------------------------------------------------------------------------
+# Peer.
+
+
+NOTHING, BUSY, REFUSED, FETCHED = "nothing to choose", "busy", "refused", "fetched"  # how an exchange went
+
+
+class Contact:
+    """What is remembered of an address: whether and when it may be dialled again."""
+
+    def __init__(self):
+        self.failures = 0
+        self.retry_at = 0.0
+        self.banned = False
+
+
+class Neighbor:
+    """A peer that this peer asks; one of its lanes is a thread with a connection."""
+
+    def __init__(self, address):
+        self.address = address
+        self.name = format_address(address)
+        self.lanes = 0
+        self.broken = 0        # promises broken in a row [FC-10]
+        self.leaving = False   # to make room for another
+
+
+class Peer:
+    """One member of a swarm. `tracker` is (host, port); events and say are called from any thread.
+
+    Life: __init__ listens, join() asks the tracker, begin(store) answers and asks others, stop().
+    """
+
+    def __init__(self, tracker, host="", port=0, upload_limit=None, events=None, say=None):
+        self.tracker = tracker
+        self.pace = Pace(upload_limit) if upload_limit else None
+        self.slots = threading.BoundedSemaphore(UPLOAD_SLOTS)
+        self.events = events or (lambda event, **fields: None)
+        self.say = say or (lambda line: None)
+        self.file = None           # Description, from join() on
+        self.store = None          # from begin() on
+        self.finish = None         # what to do when the last chunk was written
+        self.done = threading.Event()    # complete, or failed
+        self.failed = threading.Event()  # failure is set
+        self.failure = None        # a Fatal
+        self.stopped = False
+        self.timers = []
+        self.own_ip = ""           # as the tracker sees it [PL-3]
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)  # announces: a chunk is to be asked again, or it is over
+        # guarded by lock:
+        self.picker = Picker(0)
+        self.order = []            # chunk ids in the order of arrival; only grows [CQ-2]
+        self.neighbors = {}        # address -> Neighbor
+        self.contacts = {}         # address -> Contact
+        self.peer_list_at = 0.0    # when the tracker was asked last
+        self.received = 0          # bytes of chunks that were verified
+        self.server = Server(host, port, self)
+        self.server.start()        # before Join: who is told of us may call at once [JN-8]
+
+    # What it answers. One method for a request, named after it; they run in the server's threads.
+
+    def on_chunks_query(self, request, sock):
+        """[CQ-1, CQ-2, CQ-3]"""
+        with self.lock:
+            ids = self.order[request.known:]
+        return Response(chunks_query=Response.ChunksQuery(chunk_ids=ids))
+
+    def on_fetch_chunk(self, request, sock):
+        """[FC-1 to FC-6, FC-13, FC-14]"""
+        index = self.file.index(request.chunk_id) if self.file else None
+        if self.file and index is None:
+            return bad(messages_pb2.NO_SUCH_CHUNK,
+                       f"expected a multiple of {self.file.chunk_size} below {self.file.size}, got {request.chunk_id}")
+        with self.lock:
+            held = index is not None and self.picker.held >> index & 1
+        if not held:
+            return bad(messages_pb2.NOT_HELD, f"chunk {request.chunk_id} is not held here")
+        if not self.slots.acquire(timeout=BUSY_AFTER if request.busy_ok else None):
+            return bad(messages_pb2.BUSY, f"all {UPLOAD_SLOTS} upload slots are taken; ask again")
+        try:
+            if not self.store.intact(index):
+                return bad(messages_pb2.NOT_HELD, f"chunk {request.chunk_id} is no longer what it was")
+            self.store.send(sock, index, self.pace)
+        finally:
+            self.slots.release()
+        self.events("sent", chunk=request.chunk_id, bytes=self.file.length(index), to=format_address(peer_address(sock)))
+        return None
+
+    # What it asks the tracker.
+
+    def join(self, patient=True):
+        """Join the swarm: its description is known afterwards. Tries for TRACKER_SECONDS; Fatal [JN-8, CL-10]."""
+        give_up = time.monotonic() + TRACKER_SECONDS
+        pause = 0.1
+        while True:
+            try:
+                return self.joined(self.ask_tracker(Request(join=Request.Join(listening_addr=self.listening_addr()))))
+            except (OSError, ProtocolError) as error:
+                left = give_up - time.monotonic()
+                if left <= pause or not patient:
+                    raise Fatal(EXIT_NO_TRACKER, f"no tracker at {format_address(self.tracker)}: {error}; tried for {TRACKER_SECONDS:g} s") from None
+                if pause > 0.5:
+                    self.say(f"no tracker at {format_address(self.tracker)} yet: {error}; trying for another {left:.0f} s")
+            time.sleep(pause)
+            pause = min(2 * pause, 4)
+
+    def listening_addr(self):
+        """What is announced: only the port counts, the tracker sees the address itself [JN-3]."""
+        return f"0.0.0.0:{self.server.port}"
+
+    def ask_tracker(self, request):
+        """The tracker's answer, on a connection of its own: a tracker keeps no thread for a peer that is silent."""
+        with Link(self.tracker) as link:
+            response = parse(Response, link.ask(request, MAX_ANSWER))
+            self.own_ip = plain_ip(link.sock.getsockname()[0])
+        if response.WhichOneof("type") == "bad" and response.bad.code == messages_pb2.OTHER_FILE:
+            raise Fatal(EXIT_CONTENT, f"the tracker now has another file: {show_name(response.bad.reason)}")
+        return response
+
+    def joined(self, response):
+        """Take the answer to Join: who is there, what the file is, how long the lease is."""
+        if response.WhichOneof("type") != "peer_list":
+            raise ProtocolError(f"expected a peer list, got {show_name(response.bad.reason) or 'another answer'}")
+        if not response.peer_list.HasField("file"):
+            raise Fatal(EXIT_CONTENT, "expected the file's description in the answer to Join, got none: this tracker is too old")
+        self.file = Description.from_message(response.peer_list.file)
+        lease = min(max(response.peer_list.lease_ms / 1000, 0.1), 3600)  # whatever it says, no flood and no silence
+        self.every(lease * PROOF_SHARE, self.prove)
+        self.merge(response.peer_list.addresses)
+        self.events("joined", tracker=format_address(self.tracker), lease=lease, content_id=self.file.content_id.hex())
+
+    def every(self, seconds, action):
+        self.timers.append(Repeat(seconds, action))
+        self.timers[-1].start()
+
+    def prove(self):
+        """Send one Active Proof. One that fails is followed by the next [AP-4, AP-7]."""
+        proof = Request.ActiveProof(listening_addr=self.listening_addr(), content_id=self.file.content_id)
+        try:
+            self.ask_tracker(Request(active_proof=proof))
+        except (OSError, ProtocolError):
+            pass  # the swarm goes on without its tracker [SW-4]
+        except Fatal as failure:
+            self.fail(failure)
+
+    def refresh(self):
+        """Look after the neighbors: ask for the peer list if it is time, dial whoever may be dialled."""
+        now = time.monotonic()
+        with self.lock:
+            if self.picker.complete():
+                return
+            due = now - self.peer_list_at >= PEER_LIST_SECONDS or not self.picker.useful()
+            self.peer_list_at = now if due else self.peer_list_at
+        if due:
+            try:
+                self.merge(self.ask_tracker(Request(peer_list=Request.PeerList())).peer_list.addresses)
+            except (OSError, ProtocolError):
+                pass  # those that are known are known
+            except Fatal as failure:
+                self.fail(failure)
+        self.make_way()
+        self.dial()
+
+    def merge(self, addresses):
+        """Remember whom the tracker lists: not ourselves, and no more than MAX_CONTACTS [PL-3, PL-4]."""
+        found = []
+        for text in random.sample(list(addresses), min(len(addresses), 2 * MAX_CONTACTS)):
+            try:
+                address = parse_ip_address(text)
+            except ValueError:
+                continue
+            if not self.is_self(address):
+                found.append(address)
+        with self.lock:
+            for address in found:
+                if address not in self.contacts:
+                    if len(self.contacts) >= MAX_CONTACTS and not self.forget_contact():
+                        return
+                    self.contacts[address] = Contact()
+
+    def is_self(self, address):
+        host, port = address
+        return port == self.server.port and (host == self.own_ip or is_loopback(host) and is_loopback(self.own_ip))
+
+    def forget_contact(self):
+        """Make room for an address: the one that failed most often goes. Called with the lock held."""
+        worst = max(self.contacts, key=lambda address: -1 if address in self.neighbors or self.contacts[address].banned else self.contacts[address].failures)
+        if worst in self.neighbors or self.contacts[worst].banned or not self.contacts[worst].failures:
+            return False
+        del self.contacts[worst]
+        return True
+
+    def make_way(self):
+        """With as many neighbors as may be and none of use, let one go, so that others get their chance."""
+        with self.lock:
+            if len(self.neighbors) >= MAX_NEIGHBORS and not self.picker.useful():
+                random.choice(list(self.neighbors.values())).leaving = True
+                self.changed.notify_all()
+
+    def dial(self):
+        """Begin with neighbors, those first that were never tried; pauses after failures are kept [SW-6]."""
+        now = time.monotonic()
+        with self.lock:
+            if self.stopped or self.store is None or self.picker.complete():
+                return
+            ready = [address for address, contact in self.contacts.items()
+                     if address not in self.neighbors and not contact.banned and contact.retry_at <= now]
+            random.shuffle(ready)
+            ready.sort(key=lambda address: self.contacts[address].retry_at)
+            new = [Neighbor(address) for address in ready[:MAX_NEIGHBORS - len(self.neighbors)]]
+            for neighbor in new:
+                self.neighbors[neighbor.address] = neighbor
+                neighbor.lanes = 1
+        for neighbor in new:
+            self.events("neighbor_added", neighbor=neighbor.name)
+            self.start_lane(neighbor)
+
+    def start_lane(self, neighbor, extra=False):
+        threading.Thread(target=self.fetch_from, args=(neighbor, extra), name=f"fetch from {neighbor.name}", daemon=True).start()
+
+    # What it asks its neighbors. One thread for each: hear what it has, choose, fetch, again. So the
+    # neighbor is chosen first and then a chunk, and a silent neighbor holds up nobody else.
+
+    def begin(self, store, held, finish=lambda: None):
+        """Offer the chunks that are held, and fetch the others."""
+        with self.lock:
+            self.store = store
+            self.finish = finish
+            self.buffers = queue.LifoQueue()
+            for _ in range(max(1, min(MAX_NEIGHBORS, RECEIVE_MEMORY // self.file.chunk_size))):
+                self.buffers.put(None)  # leave to make one
+            self.picker = Picker(self.file.count, held)
+            self.order.extend(index * self.file.chunk_size for index in indexes(held))
+            complete = self.picker.complete()
+        if complete:
+            self.completed()
+        else:
+            self.dial()
+            self.every(REFRESH_SECONDS, self.refresh)
+
+    def fetch_from(self, neighbor, extra):
+        """A lane: a thread that fetches from one neighbor until nothing is missing or the neighbor fails.
+
+        The extra lane of a neighbor lasts only while that neighbor alone is of use: the hashing and
+        writing of one chunk then overlaps the receiving of another.
+        """
+        failure = None
+        try:
+            with Link(neighbor.address) as link:
+                while self.goes_on(neighbor, extra):
+                    self.hear(neighbor, link)
+                    outcome = self.fetch_next(neighbor, link)
+                    if outcome == FETCHED:
+                        self.widen(neighbor, extra)
+                    elif extra:
+                        break
+                    else:
+                        self.rest(neighbor, link, outcome)
+        except (OSError, ProtocolError) as error:
+            failure = error
+        except Fatal as fatal:
+            self.fail(fatal)
+        self.drop_lane(neighbor, failure)
+
+    def goes_on(self, neighbor, extra):
+        """Whether this lane still has a purpose."""
+        with self.lock:
+            if self.stopped or self.failure or neighbor.leaving or self.picker.complete():
+                return False
+            return not extra or self.picker.useful() == [neighbor.address]
+
+    def hear(self, neighbor, link):
+        """Ask what the neighbor has, if what is known of it is old and not all that there can be [CQ-3, CQ-4]."""
+        with self.lock:
+            if self.picker.holds.get(neighbor.address) == all_of(self.file.count):
+                return
+        if time.monotonic() - link.heard_at < NEWS_SECONDS:
+            return
+        known = link.known if link.sock else 0
+        ids = self.ask_chunks(link, known)
+        if link.fresh and known:  # a new connection, perhaps to a program that was started anew
+            known, ids = 0, self.ask_chunks(link, 0)
+        link.known = known + len(ids)
+        link.heard_at = time.monotonic()
+        bits = 0
+        for index in map(self.file.index, ids):
+            if index is not None:  # [CQ-5]
+                bits |= 1 << index
+        with self.lock:
+            news = self.picker.add(neighbor.address, bits)
+        link.pause = POLL_SECONDS[0] if news else min(2 * link.pause, POLL_SECONDS[1])
+
+    def ask_chunks(self, link, known):
+        """One Chunks Query; the chunk ids of the answer."""
+        response = parse(Response, link.ask(Request(chunks_query=Request.ChunksQuery(known=known)), MAX_ANSWER))
+        if response.WhichOneof("type") != "chunks_query":
+            raise ProtocolError("expected a list of chunks, got another answer")
+        return response.chunks_query.chunk_ids[:MAX_CHUNKS]
+
+    def fetch_next(self, neighbor, link):
+        """Choose a chunk of this neighbor and fetch it: NOTHING to choose, BUSY, REFUSED or FETCHED."""
+        buffer = self.buffers.get() or bytearray(self.file.chunk_size + ANSWER_MARGIN)
+        try:
+            with self.lock:
+                index = self.picker.choose(neighbor.address, time.monotonic())
+            if index is None:
+                return NOTHING
+            try:
+                return self.fetch(neighbor, link, index, buffer)
+            finally:
+                with self.lock:
+                    self.picker.release(neighbor.address, index)
+        finally:
+            self.buffers.put(buffer)
+
+    def fetch(self, neighbor, link, index, buffer):
+        """Fetch one chunk, check it, write it, and only then count and offer it [FC-9]."""
+        began = time.monotonic()
+        chunk_id = index * self.file.chunk_size
+        request = Request(fetch_chunk=Request.FetchChunk(chunk_id=chunk_id, busy_ok=True))
+        frame = link.ask(request, self.file.length(index) + ANSWER_MARGIN, buffer)
+        chunk = chunk_in(frame)
+        if chunk is None:
+            response = parse(Response, frame)
+            if response.WhichOneof("type") == "bad":
+                return self.refused(neighbor, index, response.bad)
+            chunk = response.chunk  # empty, and so wrong, when the answer is of another type
+        if len(chunk) != self.file.length(index) or hashlib.sha256(chunk).digest() != self.file.digest(index):
+            raise WrongChunk(f"expected chunk {chunk_id} with its digest, got {len(chunk)} other bytes")
+        self.store.write(index, chunk)
+        self.arrived(neighbor, index, time.monotonic() - began)
+        return FETCHED
+
+    def refused(self, neighbor, index, answer):
+        """The neighbor does not give a chunk that it had listed [FC-7, FC-10]."""
+        if answer.code == messages_pb2.BUSY:
+            return BUSY
+        with self.lock:
+            self.picker.withdraw(neighbor.address, 1 << index)
+            neighbor.broken += 1
+        if neighbor.broken >= MAX_BROKEN_PROMISES:
+            raise BrokenPromises(f"expected chunks that it had listed, was refused {neighbor.broken} in a row: {show_name(answer.reason)[:100]}")
+        return REFUSED
+
+    def arrived(self, neighbor, index, seconds):
+        """A chunk is verified and on disk: count it once, offer it, and see whether it was the last [FC-12, SW-2]."""
+        chunk_id = index * self.file.chunk_size
+        with self.lock:
+            neighbor.broken = 0
+            self.contacts[neighbor.address].failures = 0
+            if not self.picker.arrived(index, seconds):
+                return
+            self.order.append(chunk_id)
+            self.received += self.file.length(index)
+            complete = self.picker.complete()
+        self.events("fetched", chunk=chunk_id, bytes=self.file.length(index), of=neighbor.name, seconds=round(seconds, 6))
+        if complete:
+            self.completed()
+
+    def widen(self, neighbor, extra):
+        """Give the neighbor its extra lane if it alone has what is wanted, and more than is under way."""
+        with self.lock:
+            if extra or neighbor.lanes > 1 or self.picker.useful() != [neighbor.address]:
+                return
+            if not self.picker.wanted(neighbor.address) & ~self.picker.asked:
+                return
+            neighbor.lanes += 1
+        self.start_lane(neighbor, extra=True)
+
+    def rest(self, neighbor, link, outcome):
+        """Pause before the next request to a neighbor that gave nothing; at random, lest all come back at once."""
+        seconds = random.uniform(*BUSY_SECONDS) if outcome == BUSY else link.pause * random.uniform(0.75, 1.25)
+        with self.changed:
+            if outcome == NOTHING:
+                link.heard_at = float("-inf")  # what it has by then is what matters
+                self.changed.wait(seconds)     # or until another neighbor fails, and leaves its chunk to this one
+            else:
+                self.changed.wait_for(lambda: self.stopped or self.picker.complete(), seconds)
+
+    def drop_lane(self, neighbor, failure):
+        """The lane has ended; with the last one the neighbor is forgotten, and dialled again later or never [SW-6]."""
+        now = time.monotonic()
+        with self.changed:
+            neighbor.lanes -= 1
+            contact = self.contacts[neighbor.address]
+            if isinstance(failure, (WrongChunk, BrokenPromises)):
+                contact.banned = neighbor.leaving = True
+            elif failure:
+                contact.failures += 1
+            contact.retry_at = now + min(REDIAL_SECONDS[0] * 2 ** min(contact.failures, 10), REDIAL_SECONDS[1])
+            last = neighbor.lanes == 0
+            if last:
+                del self.neighbors[neighbor.address]
+                self.picker.forget(neighbor.address)
+            self.changed.notify_all()
+        if contact.banned:
+            self.say(f"banned {neighbor.name}: {failure}")
+        if last:
+            self.events("neighbor_dropped", neighbor=neighbor.name, banned=contact.banned, reason=str(failure or ""))
+
+    # How it ends.
+
+    def completed(self):
+        """Every chunk is held."""
+        self.finish()
+        self.events("complete", bytes=self.file.size)
+        self.done.set()
+        with self.changed:
+            self.changed.notify_all()
+
+    def fail(self, failure):
+        """End the peer from any thread: whoever waits for `done` finds the Fatal in `failure`."""
+        self.failure = failure
+        self.done.set()
+        self.failed.set()
+
+    def stop(self):
+        """Leave the swarm: no more answers, no more requests. Its threads end soon after."""
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+        for timer in self.timers:
+            timer.stop()
+        self.server.stop()
+
+
+# ---------------------------------------------------------------------------------------------
+# Main. What tracker.py uses too: arguments, lines for people, events for programs, and the end.
+
+
+class Arguments(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message):
+        raise Fatal(EXIT_USAGE, f"{message}; see --help")
+
+
+def add_common_arguments(parser, port):
+    """The options that peer and tracker share."""
+    parser.add_argument("--host", default="", metavar="H", help="address to listen on (default: all)")
+    parser.add_argument("--port", type=port_number, default=port, metavar="N", help="port to listen on, 0: any free one (default: %(default)s)")
+    parser.add_argument("--upload-limit", type=size_in_bytes, metavar="RATE", help="bytes per second sent to all neighbors together (default: no limit)")
+    parser.add_argument("--events", metavar="FILE", help="append one JSON object a line for everything that happens")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+
+
+def size_in_bytes(text):
+    """262144, 256K, 1.5M, 2G: bytes, or bytes per second."""
+    unit = {"K": KIB, "M": MIB, "G": GIB}.get(text[-1:].upper(), 1)
+    number = text[:-1] if unit > 1 else text
+    try:
+        size = int(float(number) * unit)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"expected a size such as 65536, 256K, 1.5M or 2G, got {show_name(text)}")
+    return size
+
+
+def port_number(text):
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {show_name(text)}")
+    return int(text)
+
+
+def seconds_above_zero(text):
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {show_name(text)}")
+    return seconds
+
+
+def tracker_address(text):
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def human(size):
+    """A number of bytes as people read it."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+
+
+class Screen:
+    """Lines for people, from any thread. A stdout that is closed early ends the lines, not the program [CL-13]."""
+
+    def __init__(self, quiet):
+        self.quiet = quiet
+        self.terminal = sys.stdout.isatty()
+        self.status_at = time.monotonic()
+        self.lock = threading.Lock()  # one line at a time
+
+    def say(self, line):
+        self.write(("\r\x1b[K" if self.terminal else "") + line + "\n")
+
+    def status(self, line):
+        """The progress line: overwritten on a terminal, now and then a plain line elsewhere."""
+        if self.terminal:
+            self.write("\r\x1b[K" + line)
+        elif time.monotonic() - self.status_at >= SHOW_SECONDS[1]:
+            self.status_at = time.monotonic()
+            self.write(line + "\n")
+
+    def write(self, text):
+        if self.quiet:
+            return
+        with self.lock:
+            try:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            except OSError:
+                self.quiet = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would complain
+
+
+class Events:
+    """Writes what happens to a file, one JSON object a line [CL-15]. Lines of several threads do not mix."""
+
+    def __init__(self, path):
+        try:
+            self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise Fatal(EXIT_USAGE, f"cannot write events to {show_name(path)}: {error.strerror}") from None
+
+    def __call__(self, event, **fields):
+        line = json.dumps({"t": round(time.monotonic(), 6), "event": event, **fields}) + "\n"
+        try:
+            os.write(self.fd, line.encode())
+        except OSError:
+            pass  # a full disk must not end an upload
+
+
+class Terminated(BaseException):
+    """SIGTERM, in the main thread; not an Exception, as KeyboardInterrupt is none."""
+
+
+def on_sigterm(number, frame):
+    raise Terminated
+
+
+def crash(args):
+    """A thread died of a bug: say so and end, for a program without one of its threads would only hang [CL-16]."""
+    traceback.print_exception(args.exc_type, args.exc_value, args.exc_traceback)
+    leave(EXIT_BUG)
+
+
+def leave(code):
+    """End the process at once. Threads that are in the middle of a chunk are not waited for."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        pass  # nobody reads it
+    os._exit(code)
+
+
+def run_to_exit(program, run):
+    """Run `run()` and end the process with its exit code, or with that of what went wrong [CL-9, CL-13]."""
+    signal.signal(signal.SIGTERM, on_sigterm)
+    threading.excepthook = crash
+    try:
+        code = run()
+    except Fatal as failure:
+        print(f"{program}: {failure}", file=sys.stderr)
+        code = failure.code
+    except KeyboardInterrupt:
+        code = EXIT_SIGINT
+    except Terminated:
+        code = EXIT_SIGTERM
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_BUG
+    leave(code)
+
+
+def parse_arguments(argv=None):
+    parser = Arguments(prog="peer.py", description="Fetch a file from a swarm, verified, and seed it.")
+    parser.add_argument("tracker", type=tracker_address, metavar="TRACKER:PORT", help="where the file's tracker listens")
+    parser.add_argument("out", metavar="OUT", help="the file to write; OUT.part until it is complete")
+    leaving = parser.add_mutually_exclusive_group()
+    leaving.add_argument("--leave", action="store_true", help="leave as soon as the file is complete")
+    leaving.add_argument("--seed-for", type=seconds_above_zero, metavar="S", help="leave so many seconds after it is complete")
+    parser.add_argument("--expect", metavar="ID", help="refuse any file but the one with this content id")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is another file")
+    add_common_arguments(parser, 0)
+    return parser.parse_args(argv)
+
+
+def run():
+    """The program: claim OUT, join, fetch, seed. Returns the exit code."""
+    args = parse_arguments()
+    screen = Screen(args.quiet)
+    events = Events(args.events) if args.events else None
+    output = Output(args.out, args.force)
+    try:
+        peer = Peer(args.tracker, args.host, args.port, args.upload_limit, events, screen.say)
+        peer.events("start", wall=time.time(), port=peer.server.port, out=args.out)
+        peer.join()
+        expect(args.expect, peer.file)
+        began = time.monotonic()
+        store, held = output.open_store(peer.file, lambda done: screen.status(f"verified {human(done)} of {human(peer.file.size)}"))
+        peer.begin(store, held, lambda: output.finish(store))
+        download(peer, screen)
+        screen.say(summary(peer, args.out, time.monotonic() - began, args.leave, args.seed_for))
+        if not args.leave and peer.failed.wait(args.seed_for):
+            raise peer.failure
+        return EXIT_COMPLETE
+    finally:
+        output.close()
+
+
+def expect(content_id, file):
+    """Refuse a file that is not the one that was asked for [FD-4]."""
+    if content_id is not None and content_id.lower() != file.content_id.hex():
+        raise Fatal(EXIT_CONTENT, f"expected content id {show_name(content_id)}, got {file.content_id.hex()} from the tracker")
+
+
+def download(peer, screen):
+    """Wait until every chunk is held, showing progress; Fatal, also when the swarm is lost [SW-7]."""
+    history = [(time.monotonic(), 0)]
+    useful_at = time.monotonic()
+    waiting = False
+    while not peer.done.wait(SHOW_SECONDS[0]):
+        now = time.monotonic()
+        with peer.lock:
+            useful, received, neighbors = peer.picker.useful(), peer.received, len(peer.neighbors)
+            missing = all_of(peer.file.count) & ~peer.picker.held
+        history = history[-15:] + [(now, received)]
+        if useful or received != history[-2][1]:
+            useful_at, waiting = now, False
+        elif now - useful_at > LOST_SECONDS:
+            raise Fatal(EXIT_LOST, f"the swarm is lost: for {LOST_SECONDS:g} s no neighbor has had {name_chunks(missing, peer.file)}; what came is kept, start again to go on")
+        elif now - useful_at > 1 and not waiting:
+            waiting = True
+            screen.say(f"waiting for a neighbor that has {name_chunks(missing, peer.file)}; giving up after {LOST_SECONDS:g} s")
+        screen.status(progress(peer.file, missing, history, neighbors))
+    if peer.failure:
+        raise peer.failure
+
+
+def progress(file, missing, history, neighbors):
+    """The progress line: percentage, rate, neighbors, time left."""
+    left = min(missing.bit_count() * file.chunk_size, file.size)
+    (since, before), (now, received) = history[0], history[-1]
+    rate = (received - before) / max(now - since, 0.001)
+    remaining = f"{left / rate:.0f} s left" if rate else "waiting"
+    return f"{100 * (1 - left / file.size):5.1f} %  {human(rate)}/s  {neighbors} neighbor{'s' * (neighbors != 1)}  {remaining}"
+
+
+def name_chunks(bits, file):
+    """Which chunks a bitfield means, in words: how many, and the ids of the first few."""
+    first = [str(index * file.chunk_size) for index, _ in zip(indexes(bits), range(8))]
+    more = bits.bit_count() - len(first)
+    return f"{bits.bit_count()} of {file.count} chunks ({', '.join(first)}{f' and {more} more' if more else ''})"
+
+
+def summary(peer, out, seconds, leaving, seed_for):
+    """The line for a file that is complete."""
+    moved = f"{human(peer.received)} received in {seconds:.1f} s" if peer.received else "it was there already"
+    after = "leaving" if leaving else f"seeding on port {peer.server.port} " + (f"for {seed_for:g} s" if seed_for else "until Ctrl-C")
+    return f"complete: {show_name(out)}, {human(peer.file.size)}, every chunk verified; {moved}; {after}"
+
+
+if __name__ == "__main__":
+    run_to_exit("peer.py", run)
