@@ -790,7 +790,9 @@ class Output:
         return store, held
 
     def finish(self, store):
-        """Every chunk is held: OUT.part becomes OUT."""
+        """Every chunk is held: OUT.part becomes OUT, if it is not OUT already."""
+        if store.fd == self.fd_out:
+            return
         if not self.force and os.path.lexists(self.path):
             raise self.refuse("it has come to exist meanwhile; OUT.part is complete and kept")
         try:

@@ -1,0 +1,83 @@
+"""Fixtures: files, programs and fakes that end with their test, whatever happens in it.
+
+    spec("FC-1", ...)   the clauses of lab/SPEC.md that a test checks (test_8_spec.py keeps count)
+    fault(12)           the row of the list of faults that a test tries
+"""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import harness  # noqa: E402  (after the paths)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "spec(*clauses): the clauses of lab/SPEC.md that this test checks")
+    config.addinivalue_line("markers", "fault(*rows): the rows of the list of faults that this test tries")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """No test leaves a thread or a child process behind."""
+    before = set(threading.enumerate())
+    yield
+    harness.eventually(lambda: set(threading.enumerate()) <= before, what="the end of all threads")
+    children = subprocess.run(["ps", "-o", "pid=,stat=,command=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout if sys.platform == "linux" else ""
+    left = [line for line in children.splitlines() if " ps " not in line and "Z" not in line.split()[1]]
+    assert not left, left
+
+
+@pytest.fixture
+def ending(request):
+    """ending(thing): have thing.stop() called at the end of the test; returns the thing."""
+    def register(thing):
+        request.addfinalizer(thing.stop)
+        return thing
+    return register
+
+
+@pytest.fixture
+def make_file(tmp_path):
+    """make_file(size or bytes): (path, bytes) of a file to distribute."""
+    def make(what, name="file.bin", seed=1):
+        data = what if isinstance(what, bytes) else harness.some_bytes(what, seed)
+        path = tmp_path / name
+        path.write_bytes(data)
+        return path, data
+    return make
+
+
+@pytest.fixture
+def run_tracker(ending):
+    """run_tracker(file, ...): the tracker under test, listening; see harness.start_tracker."""
+    return lambda *args, **kwargs: ending(harness.start_tracker(*args, **kwargs))
+
+
+@pytest.fixture
+def run_peer(ending):
+    """run_peer(tracker, out, ...): the peer under test; see harness.start_peer."""
+    return lambda *args, **kwargs: ending(harness.start_peer(*args, **kwargs))
+
+
+@pytest.fixture
+def run_patched(ending):
+    """run_patched(module, changes, arguments): ours with other constants; see harness.patched."""
+    return lambda *args, **kwargs: ending(harness.patched(*args, **kwargs))
+
+
+@pytest.fixture
+def fake_tracker(ending):
+    """fake_tracker(data, ...): see harness.FakeTracker."""
+    return lambda *args, **kwargs: ending(harness.FakeTracker(*args, **kwargs))
+
+
+@pytest.fixture
+def fake_peer(ending):
+    """fake_peer(data, ...): see harness.FakePeer."""
+    return lambda *args, **kwargs: ending(harness.FakePeer(*args, **kwargs))
