@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""A swarm on one machine: a tracker, a seeder and six peers, and at the end the same file six times more.
+
+    make demo        or: python lab/demo.py
+
+Everything is what a user would start, as processes; what the bars show is read from the peers'
+--events files. Uploads are limited, or it would be over before there is anything to see.
+
+Reading order: constants - processes - what is shown - main.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SIZE = 10 << 20            # bytes of random file
+PEERS = 6                  # leechers, beside the seeder
+UPLOAD_LIMIT = 3 << 20     # bytes per second for each peer: the swarm needs some 5 s
+GIVE_UP_SECONDS = 60       # it takes a tenth of that
+SHOW_SECONDS = 0.1         # between two looks at the events
+BAR = 40                   # characters
+
+
+def start(arguments, **options):
+    """A process of ours, in Python, with the repository as its folder."""
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, text=True, **options)
+
+
+def start_tracker(path, processes):
+    """The tracker, not seeding; the port that it says it listens on."""
+    tracker = start(["tracker.py", path, "--port", "0", "--no-seed"], stdout=subprocess.PIPE)
+    processes.append(tracker)
+    for line in tracker.stdout:
+        found = re.search(r"listening on port (\d+)$", line.strip())
+        if found:
+            return int(found[1])
+    raise SystemExit("demo: expected the tracker to listen, but it ended")
+
+
+def start_peer(folder, name, port, processes):
+    """A peer that writes its file and its events into the folder under its name."""
+    out = os.path.join(folder, name + ".bin")
+    events = os.path.join(folder, name + ".events")
+    open(events, "w").close()
+    processes.append(start(["peer.py", f"127.0.0.1:{port}", out, "--quiet", "--upload-limit", str(UPLOAD_LIMIT), "--events", events]))
+    return out, events
+
+
+def digest(path):
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+class Progress:
+    """What one peer's events tell: bytes fetched, from how many neighbors, complete or not."""
+
+    def __init__(self, name, events):
+        self.name = name
+        self.file = open(events)
+        self.rest = ""  # of a line that is not whole yet
+        self.fetched = 0
+        self.neighbors = set()
+        self.complete = False
+
+    def read(self):
+        """Take in what was written since the last time."""
+        *lines, self.rest = (self.rest + self.file.read()).split("\n")
+        for event in map(json.loads, lines):
+            if event["event"] == "fetched":
+                self.fetched += event["bytes"]
+                self.neighbors.add(event["of"])
+            self.complete |= event["event"] == "complete"
+
+    def line(self):
+        done = self.fetched * BAR // SIZE
+        state = "complete" if self.complete else f"{100 * self.fetched / SIZE:5.1f} %  "
+        return f"{self.name}  [{'#' * done}{'.' * (BAR - done)}] {state}  {len(self.neighbors)} sources"
+
+
+def show(all_progress, again):
+    """One line for each peer; on a terminal over the lines of the last time."""
+    if again and sys.stdout.isatty():
+        print(f"\x1b[{len(all_progress)}A", end="")
+    for progress in all_progress:
+        print(progress.line() + ("\x1b[K" if sys.stdout.isatty() else ""))
+    if not sys.stdout.isatty():
+        print()
+    sys.stdout.flush()
+
+
+def watch(all_progress, processes):
+    """Show progress until every peer is complete."""
+    give_up = time.monotonic() + GIVE_UP_SECONDS
+    shown_at = 0.0
+    while not all(progress.complete for progress in all_progress):
+        if time.monotonic() > give_up or any(process.poll() is not None for process in processes):
+            raise SystemExit("demo: expected every peer to become complete, but one ended or time ran out")
+        time.sleep(SHOW_SECONDS)
+        for progress in all_progress:
+            progress.read()
+        if sys.stdout.isatty() or time.monotonic() - shown_at > 1:
+            show(all_progress, again=shown_at > 0)
+            shown_at = time.monotonic()
+    show(all_progress, again=True)
+
+
+def distribute(folder, processes):
+    """The whole life of a swarm, in one folder: start it, watch it, compare what arrived."""
+    original = os.path.join(folder, "original.bin")
+    with open(original, "wb") as file:
+        file.write(os.urandom(SIZE))
+    shutil.copyfile(original, os.path.join(folder, "seeder.bin"))  # its OUT is complete: a seeder
+    port = start_tracker(original, processes)
+    began = time.monotonic()
+    start_peer(folder, "seeder", port, processes)
+    peers = [start_peer(folder, f"peer {number}", port, processes) for number in range(1, PEERS + 1)]
+    print(f"a tracker, a seeder and {PEERS} peers on {SIZE >> 20} MiB; each uploads at most {UPLOAD_LIMIT >> 20} MiB a second\n")
+    watch([Progress(os.path.basename(out)[:-4], events) for out, events in peers], processes)
+    seconds = time.monotonic() - began
+    compare(original, [out for out, _ in peers])
+    print(f"{seconds:.1f} s; the seeder alone, at its limit, would have needed {PEERS * SIZE / UPLOAD_LIMIT:.0f} s")
+
+
+def compare(original, outs):
+    """All files must have the digest of the first."""
+    expected = digest(original)
+    wrong = [out for out in outs if digest(out) != expected]
+    if wrong:
+        raise SystemExit(f"demo: expected {len(outs)} equal files, but {len(wrong)} differ")
+    print(f"\nall {len(outs)} files have sha256 {expected}")
+
+
+def main():
+    processes = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            distribute(folder, processes)
+        finally:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait()
+                if process.stdout:
+                    process.stdout.close()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
