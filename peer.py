@@ -85,8 +85,9 @@ DESCRIPTORS_PAUSE = 0.05         # when there is none left, before the next acce
 LEASE_SECONDS = 10.0             # a peer that was not heard of for so long is gone
 PROOF_SHARE = 0.3                # of a lease, between two proofs: one in three may get lost [AP-4]
 TRACKER_SECONDS = 30.0           # so long a peer tries to reach its tracker before it joined [CL-10]
-REFRESH_SECONDS = 1.0            # between two looks at the neighbors; a peer list too if none is useful [PL-5]
-PEER_LIST_SECONDS = 5.0          # between two peer lists of a leecher that has useful neighbors
+REFRESH_SECONDS = 1.0            # between two looks at the neighbors [PL-5, SW-8]
+PEER_LIST_SECONDS = 5.0          # between two peer lists of a leecher that has enough useful neighbors
+ENOUGH_NEIGHBORS = 4             # so many; with fewer it asks at every look
 
 MAX_NEIGHBORS = 50               # asked at a time: as many threads, and more would know nothing more
 MAX_CONTACTS = 1_000             # addresses remembered: a list may be as long as it likes [PL-4]
@@ -304,9 +305,6 @@ class Link:
         self.address = address
         self.sock = None
         self.fresh = False
-        self.known = 0                  # chunk ids heard on this connection [CQ-3]
-        self.heard_at = float("-inf")   # when
-        self.pause = POLL_SECONDS[0]    # before asking again, when there is nothing to fetch
 
     def __enter__(self):
         return self
@@ -430,7 +428,8 @@ class Server(socketserver.ThreadingTCPServer):
                 return False
             sock = next(iter(self.waiting))
             del self.waiting[sock]
-            hang_up(sock)  # its thread reads the end, and closes it
+        hang_up(sock)  # its thread reads the end, and closes it
+        with self.room:
             return self.room.wait_for(lambda: sock not in self.connections, timeout=1)
 
     def close_request(self, request):
@@ -954,16 +953,54 @@ class Picker:
 # Peer.
 
 
-NOTHING, BUSY, REFUSED, FETCHED = "nothing to choose", "busy", "refused", "fetched"  # how an exchange went
+class Contacts:
+    """The addresses that this peer has heard of: which may be dialled, and when [PL-4, SW-6].
 
-
-class Contact:
-    """What is remembered of an address: whether and when it may be dialled again."""
+    Like a Picker it has no thread, no socket and no clock; its owner holds a lock.
+    """
 
     def __init__(self):
-        self.failures = 0
-        self.retry_at = 0.0
-        self.banned = False
+        self.failures = {}   # address -> how often in a row it could not be talked to; one entry for each contact
+        self.retry_at = {}   # address -> when it may be dialled again; infinity: it is banned
+
+    def add(self, address):
+        """Remember an address; when there are too many, one that failed gives way, or this one is passed over."""
+        if address in self.failures:
+            return
+        if len(self.failures) >= MAX_CONTACTS:
+            worst = max(self.failures, key=lambda other: 0 if self.banned(other) else self.failures[other])
+            if not self.failures[worst] or self.banned(worst):
+                return
+            del self.failures[worst], self.retry_at[worst]
+        self.failures[address] = 0
+        self.retry_at[address] = 0.0
+
+    def ready(self, now, neighbors):
+        """The addresses that may be dialled now and are no neighbors, those first that were never tried."""
+        ready = [address for address, at in self.retry_at.items() if at <= now and address not in neighbors]
+        random.shuffle(ready)
+        return sorted(ready, key=self.retry_at.get)
+
+    def left(self, address, now, failed):
+        """A neighbor is one no longer: it may be dialled again after a pause that doubles with each failure."""
+        self.failures[address] = self.failures.get(address, 0) + 1 if failed else 0
+        pause = min(REDIAL_SECONDS[0] * 2 ** min(self.failures[address], 10), REDIAL_SECONDS[1])
+        self.retry_at[address] = max(self.retry_at.get(address, 0.0), now + pause)
+
+    def gave(self, address):
+        """A neighbor gave a chunk: its failures are forgotten."""
+        self.failures[address] = 0
+
+    def ban(self, address):
+        """Never again, for as long as this peer runs [FC-9, FC-10]."""
+        self.failures[address] = 1
+        self.retry_at[address] = float("inf")
+
+    def banned(self, address):
+        return self.retry_at.get(address) == float("inf")
+
+
+NOTHING, BUSY, REFUSED, FETCHED = "nothing to choose", "busy", "refused", "fetched"  # how an exchange went
 
 
 class Neighbor:
@@ -972,9 +1009,12 @@ class Neighbor:
     def __init__(self, address):
         self.address = address
         self.name = format_address(address)
-        self.lanes = 0
-        self.broken = 0        # promises broken in a row [FC-10]
-        self.leaving = False   # to make room for another
+        self.lanes = 1
+        self.known = 0                  # chunk ids that it listed on this connection [CQ-3]
+        self.heard_at = float("-inf")   # when it listed them
+        self.pause = POLL_SECONDS[0]    # before it is asked again when it had nothing to fetch
+        self.broken = 0                 # promises broken in a row [FC-10]
+        self.leaving = False            # failed, or to make room for another
 
 
 class Peer:
@@ -996,7 +1036,8 @@ class Peer:
         self.failed = threading.Event()  # failure is set
         self.failure = None        # a Fatal
         self.stopped = False
-        self.timers = []
+        self.heartbeat = None      # a Repeat, from join() on
+        self.refresher = Repeat(REFRESH_SECONDS, self.refresh)
         self.own_ip = ""           # as the tracker sees it [PL-3]
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)  # announces: a chunk is to be asked again, or it is over
@@ -1004,7 +1045,7 @@ class Peer:
         self.picker = Picker(0)
         self.order = []            # chunk ids in the order of arrival; only grows [CQ-2]
         self.neighbors = {}        # address -> Neighbor
-        self.contacts = {}         # address -> Contact
+        self.contacts = Contacts()
         self.peer_list_at = 0.0    # when the tracker was asked last
         self.received = 0          # bytes of chunks that were verified
         self.server = Server(host, port, self)
@@ -1041,7 +1082,7 @@ class Peer:
 
     # What it asks the tracker.
 
-    def join(self, patient=True):
+    def join(self):
         """Join the swarm: its description is known afterwards. Tries for TRACKER_SECONDS; Fatal [JN-8, CL-10]."""
         give_up = time.monotonic() + TRACKER_SECONDS
         pause = 0.1
@@ -1050,7 +1091,7 @@ class Peer:
                 return self.joined(self.ask_tracker(Request(join=Request.Join(listening_addr=self.listening_addr()))))
             except (OSError, ProtocolError) as error:
                 left = give_up - time.monotonic()
-                if left <= pause or not patient:
+                if left <= pause:
                     raise Fatal(EXIT_NO_TRACKER, f"no tracker at {format_address(self.tracker)}: {error}; tried for {TRACKER_SECONDS:g} s") from None
                 if pause > 0.5:
                     self.say(f"no tracker at {format_address(self.tracker)} yet: {error}; trying for another {left:.0f} s")
@@ -1078,13 +1119,10 @@ class Peer:
             raise Fatal(EXIT_CONTENT, "expected the file's description in the answer to Join, got none: this tracker is too old")
         self.file = Description.from_message(response.peer_list.file)
         lease = min(max(response.peer_list.lease_ms / 1000, 0.1), 3600)  # whatever it says, no flood and no silence
-        self.every(lease * PROOF_SHARE, self.prove)
+        self.heartbeat = Repeat(lease * PROOF_SHARE, self.prove)
+        self.heartbeat.start()
         self.merge(response.peer_list.addresses)
         self.events("joined", tracker=format_address(self.tracker), lease=lease, content_id=self.file.content_id.hex())
-
-    def every(self, seconds, action):
-        self.timers.append(Repeat(seconds, action))
-        self.timers[-1].start()
 
     def prove(self):
         """Send one Active Proof. One that fails is followed by the next [AP-4, AP-7]."""
@@ -1097,73 +1135,52 @@ class Peer:
             self.fail(failure)
 
     def refresh(self):
-        """Look after the neighbors: ask for the peer list if it is time, dial whoever may be dialled."""
+        """Look after the neighbors: ask for the peer list if it is time, dial whoever may be dialled [PL-5, SW-8]."""
         now = time.monotonic()
         with self.lock:
-            if self.picker.complete():
-                return
-            due = now - self.peer_list_at >= PEER_LIST_SECONDS or not self.picker.useful()
+            pause = PEER_LIST_SECONDS if len(self.picker.useful()) >= ENOUGH_NEIGHBORS else 0
+            due = now - self.peer_list_at >= pause
             self.peer_list_at = now if due else self.peer_list_at
         if due:
             try:
                 self.merge(self.ask_tracker(Request(peer_list=Request.PeerList())).peer_list.addresses)
             except (OSError, ProtocolError):
-                pass  # those that are known are known
-            except Fatal as failure:
-                self.fail(failure)
+                pass  # those that are known are known [SW-4]
         self.make_way()
         self.dial()
 
     def merge(self, addresses):
-        """Remember whom the tracker lists: not ourselves, and no more than MAX_CONTACTS [PL-3, PL-4]."""
+        """Remember whom the tracker lists: not ourselves, and of a very long list a part [PL-3, PL-4]."""
         found = []
         for text in random.sample(list(addresses), min(len(addresses), 2 * MAX_CONTACTS)):
             try:
-                address = parse_ip_address(text)
+                found.append(parse_ip_address(text))
             except ValueError:
-                continue
-            if not self.is_self(address):
-                found.append(address)
+                pass  # not an address: nothing to dial
         with self.lock:
             for address in found:
-                if address not in self.contacts:
-                    if len(self.contacts) >= MAX_CONTACTS and not self.forget_contact():
-                        return
-                    self.contacts[address] = Contact()
+                if not self.is_self(address):
+                    self.contacts.add(address)
 
     def is_self(self, address):
         host, port = address
         return port == self.server.port and (host == self.own_ip or is_loopback(host) and is_loopback(self.own_ip))
 
-    def forget_contact(self):
-        """Make room for an address: the one that failed most often goes. Called with the lock held."""
-        worst = max(self.contacts, key=lambda address: -1 if address in self.neighbors or self.contacts[address].banned else self.contacts[address].failures)
-        if worst in self.neighbors or self.contacts[worst].banned or not self.contacts[worst].failures:
-            return False
-        del self.contacts[worst]
-        return True
-
     def make_way(self):
         """With as many neighbors as may be and none of use, let one go, so that others get their chance."""
-        with self.lock:
+        with self.changed:
             if len(self.neighbors) >= MAX_NEIGHBORS and not self.picker.useful():
                 random.choice(list(self.neighbors.values())).leaving = True
                 self.changed.notify_all()
 
     def dial(self):
-        """Begin with neighbors, those first that were never tried; pauses after failures are kept [SW-6]."""
-        now = time.monotonic()
+        """Begin with as many neighbors as there is room for."""
         with self.lock:
-            if self.stopped or self.store is None or self.picker.complete():
+            if self.stopped or self.picker.complete():
                 return
-            ready = [address for address, contact in self.contacts.items()
-                     if address not in self.neighbors and not contact.banned and contact.retry_at <= now]
-            random.shuffle(ready)
-            ready.sort(key=lambda address: self.contacts[address].retry_at)
+            ready = self.contacts.ready(time.monotonic(), self.neighbors)
             new = [Neighbor(address) for address in ready[:MAX_NEIGHBORS - len(self.neighbors)]]
-            for neighbor in new:
-                self.neighbors[neighbor.address] = neighbor
-                neighbor.lanes = 1
+            self.neighbors.update((neighbor.address, neighbor) for neighbor in new)
         for neighbor in new:
             self.events("neighbor_added", neighbor=neighbor.name)
             self.start_lane(neighbor)
@@ -1189,7 +1206,7 @@ class Peer:
             self.completed()
         else:
             self.dial()
-            self.every(REFRESH_SECONDS, self.refresh)
+            self.refresher.start()
 
     def fetch_from(self, neighbor, extra):
         """A lane: a thread that fetches from one neighbor until nothing is missing or the neighbor fails.
@@ -1201,14 +1218,15 @@ class Peer:
         try:
             with Link(neighbor.address) as link:
                 while self.goes_on(neighbor, extra):
-                    self.hear(neighbor, link)
+                    if not extra:
+                        self.hear(neighbor, link)
                     outcome = self.fetch_next(neighbor, link)
                     if outcome == FETCHED:
                         self.widen(neighbor, extra)
                     elif extra:
                         break
                     else:
-                        self.rest(neighbor, link, outcome)
+                        self.rest(neighbor, outcome)
         except (OSError, ProtocolError) as error:
             failure = error
         except Fatal as fatal:
@@ -1227,21 +1245,21 @@ class Peer:
         with self.lock:
             if self.picker.holds.get(neighbor.address) == all_of(self.file.count):
                 return
-        if time.monotonic() - link.heard_at < NEWS_SECONDS:
+        if time.monotonic() - neighbor.heard_at < NEWS_SECONDS:
             return
-        known = link.known if link.sock else 0
+        known = neighbor.known if link.sock else 0
         ids = self.ask_chunks(link, known)
         if link.fresh and known:  # a new connection, perhaps to a program that was started anew
             known, ids = 0, self.ask_chunks(link, 0)
-        link.known = known + len(ids)
-        link.heard_at = time.monotonic()
+        neighbor.known = known + len(ids)
+        neighbor.heard_at = time.monotonic()
         bits = 0
         for index in map(self.file.index, ids):
             if index is not None:  # [CQ-5]
                 bits |= 1 << index
         with self.lock:
             news = self.picker.add(neighbor.address, bits)
-        link.pause = POLL_SECONDS[0] if news else min(2 * link.pause, POLL_SECONDS[1])
+        neighbor.pause = POLL_SECONDS[0] if news else min(2 * neighbor.pause, POLL_SECONDS[1])
 
     def ask_chunks(self, link, known):
         """One Chunks Query; the chunk ids of the answer."""
@@ -1300,7 +1318,7 @@ class Peer:
         chunk_id = index * self.file.chunk_size
         with self.lock:
             neighbor.broken = 0
-            self.contacts[neighbor.address].failures = 0
+            self.contacts.gave(neighbor.address)
             if not self.picker.arrived(index, seconds):
                 return
             self.order.append(chunk_id)
@@ -1320,41 +1338,40 @@ class Peer:
             neighbor.lanes += 1
         self.start_lane(neighbor, extra=True)
 
-    def rest(self, neighbor, link, outcome):
+    def rest(self, neighbor, outcome):
         """Pause before the next request to a neighbor that gave nothing; at random, lest all come back at once."""
-        seconds = random.uniform(*BUSY_SECONDS) if outcome == BUSY else link.pause * random.uniform(0.75, 1.25)
+        seconds = random.uniform(*BUSY_SECONDS) if outcome == BUSY else neighbor.pause * random.uniform(0.75, 1.25)
         with self.changed:
             if outcome == NOTHING:
-                link.heard_at = float("-inf")  # what it has by then is what matters
-                self.changed.wait(seconds)     # or until another neighbor fails, and leaves its chunk to this one
+                neighbor.heard_at = float("-inf")  # what it has by then is what matters
+                self.changed.wait(seconds)         # or until another neighbor fails, and leaves its chunk to this one
             else:
                 self.changed.wait_for(lambda: self.stopped or self.picker.complete(), seconds)
 
     def drop_lane(self, neighbor, failure):
         """The lane has ended; with the last one the neighbor is forgotten, and dialled again later or never [SW-6]."""
-        now = time.monotonic()
+        banned = isinstance(failure, (WrongChunk, BrokenPromises))
         with self.changed:
             neighbor.lanes -= 1
-            contact = self.contacts[neighbor.address]
-            if isinstance(failure, (WrongChunk, BrokenPromises)):
-                contact.banned = neighbor.leaving = True
-            elif failure:
-                contact.failures += 1
-            contact.retry_at = now + min(REDIAL_SECONDS[0] * 2 ** min(contact.failures, 10), REDIAL_SECONDS[1])
+            self.contacts.left(neighbor.address, time.monotonic(), failure is not None)
+            if banned:
+                self.contacts.ban(neighbor.address)
+            neighbor.leaving = neighbor.leaving or failure is not None  # for its other lane
             last = neighbor.lanes == 0
             if last:
                 del self.neighbors[neighbor.address]
                 self.picker.forget(neighbor.address)
             self.changed.notify_all()
-        if contact.banned:
+        if banned:
             self.say(f"banned {neighbor.name}: {failure}")
         if last:
-            self.events("neighbor_dropped", neighbor=neighbor.name, banned=contact.banned, reason=str(failure or ""))
+            self.events("neighbor_dropped", neighbor=neighbor.name, banned=banned, reason=str(failure or ""))
 
     # How it ends.
 
     def completed(self):
         """Every chunk is held."""
+        self.refresher.stop()
         self.finish()
         self.events("complete", bytes=self.file.size)
         self.done.set()
@@ -1372,8 +1389,9 @@ class Peer:
         with self.changed:
             self.stopped = True
             self.changed.notify_all()
-        for timer in self.timers:
-            timer.stop()
+        self.refresher.stop()
+        if self.heartbeat:
+            self.heartbeat.stop()
         self.server.stop()
 
 
