@@ -52,7 +52,6 @@ import struct
 import sys
 import threading
 import time
-import traceback
 
 from google.protobuf.message import DecodeError
 
@@ -390,7 +389,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def start(self):
         """Accept connections, in a thread of its own."""
-        threading.Thread(target=self.serve_forever, args=(0.05,), name="accept", daemon=True).start()
+        threading.Thread(target=self.serve_forever, name="accept", daemon=True).start()
 
     def stop(self):
         """Accept no more, and end the connections that there are."""
@@ -1107,8 +1106,6 @@ class Peer:
         with Link(self.tracker) as link:
             response = parse(Response, link.ask(request, MAX_ANSWER))
             self.own_ip = plain_ip(link.sock.getsockname()[0])
-        if response.WhichOneof("type") == "bad" and response.bad.code == messages_pb2.OTHER_FILE:
-            raise Fatal(EXIT_CONTENT, f"the tracker now has another file: {show_name(response.bad.reason)}")
         return response
 
     def joined(self, response):
@@ -1125,14 +1122,14 @@ class Peer:
         self.events("joined", tracker=format_address(self.tracker), lease=lease, content_id=self.file.content_id.hex())
 
     def prove(self):
-        """Send one Active Proof. One that fails is followed by the next [AP-4, AP-7]."""
+        """Send one Active Proof. One that fails is followed by the next [AP-4, AP-6, AP-7]."""
         proof = Request.ActiveProof(listening_addr=self.listening_addr(), content_id=self.file.content_id)
         try:
-            self.ask_tracker(Request(active_proof=proof))
+            response = self.ask_tracker(Request(active_proof=proof))
         except (OSError, ProtocolError):
-            pass  # the swarm goes on without its tracker [SW-4]
-        except Fatal as failure:
-            self.fail(failure)
+            return  # the swarm goes on without its tracker [SW-4]
+        if response.WhichOneof("type") == "bad" and response.bad.code == messages_pb2.OTHER_FILE:
+            self.fail(Fatal(EXIT_CONTENT, f"the tracker now has another file: {show_name(response.bad.reason)[:200]}"))
 
     def refresh(self):
         """Look after the neighbors: ask for the peer list if it is time, dial whoever may be dialled [PL-5, SW-8]."""
@@ -1464,8 +1461,10 @@ class Screen:
     """Lines for people, from any thread. A stdout that is closed early ends the lines, not the program [CL-13]."""
 
     def __init__(self, quiet):
-        self.quiet = quiet
-        self.terminal = sys.stdout.isatty()
+        self.quiet = quiet or sys.stdout is None  # as it is when there was no descriptor 1 at the start
+        self.terminal = not self.quiet and sys.stdout.isatty()
+        if not self.quiet:
+            sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show
         self.status_at = time.monotonic()
         self.lock = threading.Lock()  # one line at a time
 
@@ -1519,17 +1518,18 @@ def on_sigterm(number, frame):
 
 def crash(args):
     """A thread died of a bug: say so and end, for a program without one of its threads would only hang [CL-16]."""
-    traceback.print_exception(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.excepthook(args.exc_type, args.exc_value, args.exc_traceback)
     leave(EXIT_BUG)
 
 
 def leave(code):
     """End the process at once. Threads that are in the middle of a chunk are not waited for."""
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        pass  # nobody reads it
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            pass  # nobody reads it
     os._exit(code)
 
 
@@ -1547,7 +1547,7 @@ def run_to_exit(program, run):
     except Terminated:
         code = EXIT_SIGTERM
     except Exception:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
         code = EXIT_BUG
     leave(code)
 
