@@ -43,7 +43,6 @@ import json
 import os
 import queue
 import random
-import select
 import signal
 import socket
 import socketserver
@@ -143,42 +142,70 @@ class Fatal(Exception):
 # many bytes it wants and goes on until it has them [WF-2].
 
 
-def read_exactly(sock, view, deadline):
-    """Fill `view` from the socket, by `deadline` (monotonic) and with no silence above FRAME_SECONDS.
+def wait_at_most(sock, option, deadline):
+    """Let the kernel end a receive (SO_RCVTIMEO) or send (SO_SNDTIMEO) at `deadline`, or after a silence of FRAME_SECONDS.
 
-    A timeout for each recv alone would let a client send one byte now and then for ever [WF-9].
+    A timeout of Python's would cost a poll before every call; here one recv brings a whole chunk.
+    """
+    seconds = min(deadline - time.monotonic(), FRAME_SECONDS)
+    if seconds <= 0:
+        raise TimeoutError("the time for this frame is up")
+    whole = int(seconds)
+    sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", whole, max(1, int((seconds - whole) * 1e6))))
+
+
+def read_exactly(sock, view, deadline):
+    """Fill `view` from the socket by `deadline` (monotonic), with no silence of FRAME_SECONDS.
+
+    The deadline is for all of it: a timeout for each recv would let a client send one byte now and
+    then for ever [WF-9].
     """
     got = 0
     while got < len(view):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError(f"expected {len(view)} bytes in time, got {got}")
-        sock.settimeout(min(left, FRAME_SECONDS))
-        count = sock.recv_into(view[got:])
+        wait_at_most(sock, socket.SO_RCVTIMEO, deadline)
+        try:
+            count = sock.recv_into(view[got:], 0, socket.MSG_WAITALL)
+        except BlockingIOError:
+            raise TimeoutError(f"expected {len(view)} bytes in time, got {got}") from None
         if count == 0:
             raise ProtocolError(f"closed after {got} of {len(view)} bytes")
         got += count
 
 
-def await_first_byte(sock, seconds):
-    """True when the next frame has begun, False when the other side closed first; TimeoutError."""
-    sock.settimeout(seconds)
-    return bool(sock.recv(1, socket.MSG_PEEK))
-
-
-def read_frame(sock, limit, deadline, buffer=None):
+def read_frame(sock, limit, wait, seconds, buffer=None):
     """The next frame's message, as a view of `buffer` or of memory made for it.
 
-    The length is a stranger's word: it is checked before any memory is reserved for it [WF-5].
+    It must begin within `wait` seconds and be whole so many `seconds` later; Closed if the other side
+    has no more to say. The length is a stranger's word: it is checked before any memory is reserved
+    for it [WF-5].
     """
-    head = bytearray(8)
-    read_exactly(sock, memoryview(head), deadline)
+    head = memoryview(bytearray(8))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(wait), int(wait % 1 * 1e6)))
+    try:
+        count = sock.recv_into(head)
+    except BlockingIOError:
+        raise TimeoutError(f"expected a frame to begin within {wait:g} s") from None
+    if count == 0:
+        raise Closed("closed where a frame should begin")
+    deadline = time.monotonic() + seconds
+    read_exactly(sock, head[count:], deadline)
     length = int.from_bytes(head, "big")
     if length > limit:
         raise ProtocolError(f"expected a frame of at most {limit} bytes, got a length of {length}")
     view = memoryview(bytearray(length) if buffer is None else buffer)[:length]
     read_exactly(sock, view, deadline)
     return view
+
+
+def send_exactly(sock, data, deadline, flags=0):
+    """Send all of `data` by `deadline`."""
+    view = memoryview(data)
+    while view:
+        wait_at_most(sock, socket.SO_SNDTIMEO, deadline)
+        try:
+            view = view[sock.send(view, flags):]
+        except BlockingIOError:
+            raise TimeoutError("the other side stopped reading") from None
 
 
 def parse(kind, frame):
@@ -192,8 +219,7 @@ def parse(kind, frame):
 def send_message(sock, message):
     """Send one message in one frame."""
     body = message.SerializeToString()
-    sock.settimeout(FRAME_SECONDS)
-    sock.sendall(struct.pack(">Q", len(body)) + body)
+    send_exactly(sock, struct.pack(">Q", len(body)) + body, time.monotonic() + FRAME_SECONDS)
 
 
 def bad(code, reason):
@@ -293,6 +319,12 @@ def show_name(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
+def prepare(sock):
+    """Make a new connection ready: it blocks, within the kernel's timeouts, and sends small requests at once."""
+    sock.settimeout(None)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class Link:
     """The asking end of a connection: one request, then its answer. Used by one thread at a time.
 
@@ -318,7 +350,7 @@ class Link:
 
     def dial(self):
         self.sock = socket.create_connection(self.address, timeout=CONNECT_SECONDS)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        prepare(self.sock)
         self.fresh = True
 
     def ask(self, request, limit, buffer=None):
@@ -333,11 +365,8 @@ class Link:
         return self.exchange(request, limit, buffer)
 
     def exchange(self, request, limit, buffer):
-        deadline = time.monotonic() + patience(limit)
         send_message(self.sock, request)
-        if not await_first_byte(self.sock, FRAME_SECONDS):
-            raise Closed("closed without an answer")
-        return read_frame(self.sock, limit, deadline, buffer)
+        return read_frame(self.sock, limit, FRAME_SECONDS, patience(limit), buffer)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -438,13 +467,11 @@ class Server(socketserver.ThreadingTCPServer):
             self.room.notify_all()
 
     def await_request(self, sock):
-        """The connection's next request; None when the client has no more, or has been idle for too long."""
+        """The connection's next request; Closed when the client has no more, TimeoutError when it was idle for too long."""
         with self.lock:
             self.waiting[sock] = None
         try:
-            if not await_first_byte(sock, IDLE_SECONDS):
-                return None
-            return parse(Request, read_frame(sock, MAX_REQUEST, time.monotonic() + FRAME_SECONDS))
+            return parse(Request, read_frame(sock, MAX_REQUEST, IDLE_SECONDS, FRAME_SECONDS))
         finally:
             with self.lock:
                 self.waiting.pop(sock, None)
@@ -454,10 +481,10 @@ class Connection(socketserver.BaseRequestHandler):
     """The server's end of one connection, in its own thread: request, answer, request, answer [WF-3]."""
 
     def handle(self):
-        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        prepare(self.request)
         try:
-            while (request := self.server.await_request(self.request)) is not None:
-                response = self.answer(request)
+            while True:
+                response = self.answer(self.server.await_request(self.request))
                 if response is not None:
                     send_message(self.request, response)
         except (OSError, ProtocolError):
@@ -670,8 +697,7 @@ class Store:
         """Send a chunk as a whole frame; its bytes go from disk to socket without passing through here."""
         offset, left = index * self.file.chunk_size, self.file.length(index)
         deadline = time.monotonic() + patience(left) + (left * UPLOAD_SLOTS / pace.rate if pace else 0)
-        sock.settimeout(FRAME_SECONDS)
-        sock.sendall(chunk_head(left), getattr(socket, "MSG_MORE", 0))
+        send_exactly(sock, chunk_head(left), deadline, getattr(socket, "MSG_MORE", 0))
         while left:
             size = min(left, pace.slice) if pace else left
             if pace:
@@ -681,31 +707,22 @@ class Store:
 
 
 def send_file(sock, fd, offset, left, deadline):
-    """Send so many bytes of an open file. A sendfile may be short, and may have to wait."""
+    """Send so many bytes of an open file. TimeoutError if the asker stops reading [FC-14]."""
     while left:
+        wait_at_most(sock, socket.SO_SNDTIMEO, deadline)
         try:
             sent = os.sendfile(sock.fileno(), fd, offset, left)
         except BlockingIOError:
-            await_writable(sock, deadline)
-            continue
+            raise TimeoutError("the asker stopped reading") from None
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
             chunk = os.pread(fd, left, offset)  # a file system that has no sendfile
-            sock.sendall(chunk)
+            send_exactly(sock, chunk, deadline)
             sent = len(chunk)
         if sent == 0:
             raise ProtocolError(f"the file ends {left} bytes early: it was cut short")  # our file, their end [FC-13]
         offset, left = offset + sent, left - sent
-
-
-def await_writable(sock, deadline):
-    """Return when the socket takes more bytes; TimeoutError if it does not in time [FC-14]."""
-    wait = min(FRAME_SECONDS, deadline - time.monotonic())
-    poll = select.poll()  # not select: that one fails for descriptors from 1024 on
-    poll.register(sock, select.POLLOUT)
-    if wait <= 0 or not poll.poll(wait * 1000):
-        raise TimeoutError("the asker stopped reading")
 
 
 def disk_error(error):
