@@ -95,6 +95,8 @@ NEWS_SECONDS = 0.2               # a neighbor's list is asked for again when it 
 POLL_SECONDS = (0.05, 1.0)       # pause when a neighbor has nothing new; it doubles up to the second
 BUSY_SECONDS = (0.1, 0.3)        # pause when told BUSY, at random: fewer than 20 requests a second [FC-7]
 
+EXTRA_LANE_SECONDS = 1.0         # a neighbor that was too busy for a second connection is not offered one for so long
+
 UPLOAD_SLOTS = 2                 # chunks on their way out at a time: few and fast beats many and slow
 BUSY_AFTER = 0.005               # a slot that comes free within this is waited for before BUSY is said
 PACE_BURST = 0.05                # seconds of upload that may be made up for after a pause [CL-14]
@@ -142,12 +144,12 @@ class Fatal(Exception):
 # many bytes it wants and goes on until it has them [WF-2].
 
 
-def wait_at_most(sock, option, deadline):
-    """Let the kernel end a receive (SO_RCVTIMEO) or send (SO_SNDTIMEO) at `deadline`, or after a silence of FRAME_SECONDS.
+def wait_at_most(sock, option, deadline, silence=None):
+    """Let the kernel end a receive (SO_RCVTIMEO) or send (SO_SNDTIMEO) at `deadline`, or after FRAME_SECONDS of silence.
 
     A timeout of Python's would cost a poll before every call; here one recv brings a whole chunk.
     """
-    seconds = min(deadline - time.monotonic(), FRAME_SECONDS)
+    seconds = min(deadline - time.monotonic(), silence or FRAME_SECONDS)
     if seconds <= 0:
         raise TimeoutError("the time for this frame is up")
     whole = int(seconds)
@@ -172,28 +174,38 @@ def read_exactly(sock, view, deadline):
         got += count
 
 
-def read_frame(sock, limit, wait, seconds, buffer=None):
-    """The next frame's message, as a view of `buffer` or of memory made for it.
+def for_request(length):
+    """Seconds that a request frame may take [WF-9]."""
+    return FRAME_SECONDS
 
-    It must begin within `wait` seconds and be whole so many `seconds` later; Closed if the other side
-    has no more to say. The length is a stranger's word: it is checked before any memory is reserved
-    for it [WF-5].
+
+def for_answer(length):
+    """Seconds that an answer, or a chunk on its way out, of so many bytes may take [FC-11, FC-14]."""
+    return FRAME_SECONDS + length / SLOWEST_LINK
+
+
+def read_frame(sock, limit, wait, patience, room=bytearray):
+    """The next frame's message, as a view of the memory that room(length) gives.
+
+    It must begin within `wait` seconds, and be whole patience(length) seconds later; Closed if the
+    other side has no more to say. The length is a stranger's word: it is checked before any memory
+    is reserved for it [WF-5].
     """
     head = memoryview(bytearray(8))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(wait), int(wait % 1 * 1e6)))
+    wait_at_most(sock, socket.SO_RCVTIMEO, time.monotonic() + wait, wait)
     try:
         count = sock.recv_into(head)
     except BlockingIOError:
         raise TimeoutError(f"expected a frame to begin within {wait:g} s") from None
     if count == 0:
         raise Closed("closed where a frame should begin")
-    deadline = time.monotonic() + seconds
-    read_exactly(sock, head[count:], deadline)
+    began = time.monotonic()
+    read_exactly(sock, head[count:], began + FRAME_SECONDS)
     length = int.from_bytes(head, "big")
     if length > limit:
         raise ProtocolError(f"expected a frame of at most {limit} bytes, got a length of {length}")
-    view = memoryview(bytearray(length) if buffer is None else buffer)[:length]
-    read_exactly(sock, view, deadline)
+    view = memoryview(room(length))[:length]
+    read_exactly(sock, view, began + patience(length))
     return view
 
 
@@ -212,7 +224,7 @@ def parse(kind, frame):
     """The message in a frame: `kind` is Request or Response [WF-6]."""
     try:
         return kind.FromString(bytes(frame))
-    except DecodeError:
+    except (DecodeError, ValueError):  # the second from a protobuf without its C part, for text that is not UTF-8
         raise ProtocolError(f"expected a {kind.__name__}, got {len(frame)} bytes that are none") from None
 
 
@@ -265,16 +277,11 @@ def chunk_in(frame):
     return None
 
 
-def patience(size):
-    """Seconds that a frame of `size` bytes may take [FC-11]."""
-    return FRAME_SECONDS + size / SLOWEST_LINK
-
-
 def parse_address(text):
     """(host, port) of "host:port" or "[host]:port"; ValueError says what was expected."""
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not host or (":" in host and not bracketed):
+    if not colon or host in ("", "[]") or (":" in host and not bracketed):
         raise ValueError(f"expected host:port or [host]:port, got {show_name(text)}")
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise ValueError(f"expected a port from 1 to 65535, got {show_name(port)}")
@@ -286,10 +293,9 @@ def parse_ip_address(text):
     host, port = parse_address(text)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.inet_pton(family, host)
+        return plain_ip(socket.inet_ntop(family, socket.inet_pton(family, host))), port  # one spelling for each
     except (OSError, ValueError):
         raise ValueError(f"expected a literal IP address, got {show_name(host)}") from None
-    return host, port
 
 
 def format_address(address):
@@ -311,7 +317,7 @@ def peer_address(sock):
 
 def is_loopback(host):
     """Whether an IP address means the machine itself."""
-    return host.startswith("127.") or host == "::1"
+    return host.startswith("127.") or host in ("::1", "0.0.0.0", "::")
 
 
 def show_name(text):
@@ -329,13 +335,16 @@ class Link:
     """The asking end of a connection: one request, then its answer. Used by one thread at a time.
 
     It dials when it must: the first time, and again where the other side closed after an answer, as
-    a program that takes one request per connection does [WF-4]. `fresh` tells that it dialled.
+    a program that takes one request per connection does [WF-4]. `dialled` is called each time, since
+    whatever the other side said on an old connection may be true no more [CQ-4]. An answer must begin
+    within `wait` seconds.
     """
 
-    def __init__(self, address):
+    def __init__(self, address, wait=None, dialled=lambda: None):
         self.address = address
+        self.wait = wait or FRAME_SECONDS
+        self.dialled = dialled
         self.sock = None
-        self.fresh = False
 
     def __enter__(self):
         return self
@@ -351,22 +360,21 @@ class Link:
     def dial(self):
         self.sock = socket.create_connection(self.address, timeout=CONNECT_SECONDS)
         prepare(self.sock)
-        self.fresh = True
+        self.dialled()
 
-    def ask(self, request, limit, buffer=None):
-        """The frame that answers `request`; OSError, ProtocolError."""
-        self.fresh = False
+    def ask(self, make_request, limit, room=bytearray):
+        """The frame that answers make_request(), which is called once for each try; OSError, ProtocolError."""
         if self.sock is not None:
             try:
-                return self.exchange(request, limit, buffer)
+                return self.exchange(make_request(), limit, room)
             except (Closed, ConnectionError):
                 self.close()
         self.dial()
-        return self.exchange(request, limit, buffer)
+        return self.exchange(make_request(), limit, room)
 
-    def exchange(self, request, limit, buffer):
+    def exchange(self, request, limit, room):
         send_message(self.sock, request)
-        return read_frame(self.sock, limit, FRAME_SECONDS, patience(limit), buffer)
+        return read_frame(self.sock, limit, self.wait, for_answer, room)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -396,7 +404,8 @@ class Server(socketserver.ThreadingTCPServer):
             self.server_activate()
         except OSError as error:
             self.server_close()
-            raise Fatal(EXIT_PORT, f"cannot listen on port {port}: {os.strerror(error.errno)}; choose another with --port") from None
+            remedy = "give an address of this machine with --host" if error.errno == errno.EADDRNOTAVAIL else "choose another with --port"
+            raise Fatal(EXIT_PORT, f"cannot listen on port {port}: {os.strerror(error.errno)}; {remedy}") from None
         self.port = self.server_address[1]
 
     def listen_at(self, host, port):
@@ -406,8 +415,8 @@ class Server(socketserver.ThreadingTCPServer):
             return ("::" if has_ipv6() else "0.0.0.0", port)
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except OSError as error:
-            raise Fatal(EXIT_PORT, f"cannot listen on {show_name(host)}: {error.strerror}; give an address of this machine with --host") from None
+        except (OSError, UnicodeError) as error:  # the second for a name that can be none, such as a..b
+            raise Fatal(EXIT_PORT, f"cannot listen on {show_name(host)}: {error}; give an address of this machine with --host") from None
         self.address_family = found[0][0]
         return found[0][4]
 
@@ -433,8 +442,7 @@ class Server(socketserver.ThreadingTCPServer):
         try:
             sock, address = super().get_request()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self.make_room()
+            if error.errno in (errno.EMFILE, errno.ENFILE) and not self.make_room():
                 time.sleep(DESCRIPTORS_PAUSE)  # select would report the same connection at once, again and again
             raise
         return sock, address
@@ -471,7 +479,7 @@ class Server(socketserver.ThreadingTCPServer):
         with self.lock:
             self.waiting[sock] = None
         try:
-            return parse(Request, read_frame(sock, MAX_REQUEST, IDLE_SECONDS, FRAME_SECONDS))
+            return parse(Request, read_frame(sock, MAX_REQUEST, IDLE_SECONDS, for_request))
         finally:
             with self.lock:
                 self.waiting.pop(sock, None)
@@ -553,6 +561,26 @@ class Repeat:
             self.stopped = True
             if self.timer is not None:
                 self.timer.cancel()
+
+
+def in_a_thread(call):
+    """The result of call(), or what it raises. It runs in a thread of its own, so that a signal ends the wait.
+
+    A name that is looked up keeps its thread in C for many seconds, where no signal is seen [CL-9].
+    """
+    results = queue.SimpleQueue()
+
+    def run():
+        try:
+            results.put((call(), None))
+        except Exception as error:  # the caller's to handle
+            results.put((None, error))
+
+    threading.Thread(target=run, name="in a thread", daemon=True).start()
+    result, error = results.get()
+    if error is not None:
+        raise error
+    return result
 
 
 class Pace:
@@ -657,13 +685,13 @@ class Store:
     def __init__(self, fd, file):
         self.fd = fd
         self.file = file
-        self.stamp = None  # (size, mtime) of a file that is complete, since when it is not ours to change
+        self.stamp = None  # (size, time of change) of a file that is complete, since when it is not ours to change
 
     def verify(self, show=lambda done: None):
         """The chunks that are there and right, as a bitfield [CL-4]."""
         found = hash_chunks(self.fd, self.file.size, self.file.chunk_size, show)
-        return sum(1 << index for index in range(self.file.count)
-                   if found[index * DIGEST_SIZE:(index + 1) * DIGEST_SIZE] == self.file.digest(index))
+        return bits_of(index for index in range(self.file.count)
+                       if found[index * DIGEST_SIZE:(index + 1) * DIGEST_SIZE] == self.file.digest(index))
 
     def write(self, index, chunk):
         """Write a chunk that was checked; a pwrite may be short. Fatal when there is no room [CL-11]."""
@@ -681,7 +709,7 @@ class Store:
 
     def look(self):
         status = os.fstat(self.fd)
-        return status.st_size, status.st_mtime_ns
+        return status.st_size, status.st_ctime_ns  # mtime can be turned back
 
     def intact(self, index):
         """Whether the chunk's bytes still are what they were when it was verified [FC-13].
@@ -696,7 +724,7 @@ class Store:
     def send(self, sock, index, pace):
         """Send a chunk as a whole frame; its bytes go from disk to socket without passing through here."""
         offset, left = index * self.file.chunk_size, self.file.length(index)
-        deadline = time.monotonic() + patience(left) + (left * UPLOAD_SLOTS / pace.rate if pace else 0)
+        deadline = time.monotonic() + for_answer(left) + (left * UPLOAD_SLOTS / pace.rate if pace else 0)
         send_exactly(sock, chunk_head(left), deadline, getattr(socket, "MSG_MORE", 0))
         while left:
             size = min(left, pace.slice) if pace else left
@@ -711,7 +739,7 @@ def send_file(sock, fd, offset, left, deadline):
     while left:
         wait_at_most(sock, socket.SO_SNDTIMEO, deadline)
         try:
-            sent = os.sendfile(sock.fileno(), fd, offset, left)
+            sent = os.sendfile(sock.fileno(), fd, offset, min(left, CHUNK_SIZE))  # so that it looks at the time now and then
         except BlockingIOError:
             raise TimeoutError("the asker stopped reading") from None
         except OSError as error:
@@ -811,6 +839,8 @@ class Output:
         if not self.force and os.path.lexists(self.path):
             raise self.refuse("it has come to exist meanwhile; OUT.part is complete and kept")
         try:
+            if not os.path.samestat(os.fstat(self.fd_part), os.lstat(self.part)):
+                raise self.refuse("another file has taken the place of OUT.part")
             os.rename(self.part, self.path)
         except OSError as error:
             raise self.refuse(error.strerror) from None
@@ -842,6 +872,14 @@ class Output:
 def all_of(count):
     """The bitfield of `count` chunks, all set."""
     return (1 << count) - 1
+
+
+def bits_of(indexes):
+    """The bitfield of some indexes."""
+    bits = 0
+    for index in indexes:
+        bits |= 1 << index
+    return bits
 
 
 def indexes(bits):
@@ -1030,7 +1068,12 @@ class Neighbor:
         self.heard_at = float("-inf")   # when it listed them
         self.pause = POLL_SECONDS[0]    # before it is asked again when it had nothing to fetch
         self.broken = 0                 # promises broken in a row [FC-10]
+        self.one_lane_until = 0.0       # it was too busy for an extra one
         self.leaving = False            # failed, or to make room for another
+
+    def dialled(self):
+        """A new connection: perhaps the neighbor was started anew, and has nothing of what it had [CQ-4]."""
+        self.known, self.heard_at = 0, float("-inf")
 
 
 class Peer:
@@ -1054,6 +1097,7 @@ class Peer:
         self.stopped = False
         self.heartbeat = None      # a Repeat, from join() on
         self.refresher = Repeat(REFRESH_SECONDS, self.refresh)
+        self.dialler = Repeat(REFRESH_SECONDS, self.dial)
         self.own_ip = ""           # as the tracker sees it [PL-3]
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)  # announces: a chunk is to be asked again, or it is over
@@ -1062,8 +1106,8 @@ class Peer:
         self.order = []            # chunk ids in the order of arrival; only grows [CQ-2]
         self.neighbors = {}        # address -> Neighbor
         self.contacts = Contacts()
-        self.peer_list_at = 0.0    # when the tracker was asked last
         self.received = 0          # bytes of chunks that were verified
+        self.peer_list_at = (0.0, 0)  # when the tracker was asked last, and what was received by then
         self.server = Server(host, port, self)
         self.server.start()        # before Join: who is told of us may call at once [JN-8]
 
@@ -1081,9 +1125,7 @@ class Peer:
         if self.file and index is None:
             return bad(messages_pb2.NO_SUCH_CHUNK,
                        f"expected a multiple of {self.file.chunk_size} below {self.file.size}, got {request.chunk_id}")
-        with self.lock:
-            held = index is not None and self.picker.held >> index & 1
-        if not held:
+        if index is None or not self.holds(index):
             return bad(messages_pb2.NOT_HELD, f"chunk {request.chunk_id} is not held here")
         if not self.slots.acquire(timeout=BUSY_AFTER if request.busy_ok else None):
             return bad(messages_pb2.BUSY, f"all {UPLOAD_SLOTS} upload slots are taken; ask again")
@@ -1096,32 +1138,38 @@ class Peer:
         self.events("sent", chunk=request.chunk_id, bytes=self.file.length(index), to=format_address(peer_address(sock)))
         return None
 
+    def holds(self, index):
+        """Whether this peer holds a chunk: verified and written."""
+        with self.lock:
+            return bool(self.picker.held >> index & 1)
+
     # What it asks the tracker.
 
     def join(self):
         """Join the swarm: its description is known afterwards. Tries for TRACKER_SECONDS; Fatal [JN-8, CL-10]."""
         give_up = time.monotonic() + TRACKER_SECONDS
+        request = Request(join=Request.Join(listening_addr=self.listening_addr()))
         pause = 0.1
         while True:
             try:
-                return self.joined(self.ask_tracker(Request(join=Request.Join(listening_addr=self.listening_addr()))))
+                return self.joined(in_a_thread(lambda: self.ask_tracker(request)))
             except (OSError, ProtocolError) as error:
                 left = give_up - time.monotonic()
-                if left <= pause:
+                if left <= 0:
                     raise Fatal(EXIT_NO_TRACKER, f"no tracker at {format_address(self.tracker)}: {error}; tried for {TRACKER_SECONDS:g} s") from None
                 if pause > 0.5:
                     self.say(f"no tracker at {format_address(self.tracker)} yet: {error}; trying for another {left:.0f} s")
-            time.sleep(pause)
+            time.sleep(min(pause, left))
             pause = min(2 * pause, 4)
 
     def listening_addr(self):
         """What is announced: only the port counts, the tracker sees the address itself [JN-3]."""
         return f"0.0.0.0:{self.server.port}"
 
-    def ask_tracker(self, request):
+    def ask_tracker(self, request, wait=None):
         """The tracker's answer, on a connection of its own: a tracker keeps no thread for a peer that is silent."""
-        with Link(self.tracker) as link:
-            response = parse(Response, link.ask(request, MAX_ANSWER))
+        with Link(self.tracker, wait) as link:
+            response = parse(Response, link.ask(lambda: request, MAX_ANSWER))
             self.own_ip = plain_ip(link.sock.getsockname()[0])
         return response
 
@@ -1142,25 +1190,25 @@ class Peer:
         """Send one Active Proof. One that fails is followed by the next [AP-4, AP-6, AP-7]."""
         proof = Request.ActiveProof(listening_addr=self.listening_addr(), content_id=self.file.content_id)
         try:
-            response = self.ask_tracker(Request(active_proof=proof))
+            response = self.ask_tracker(Request(active_proof=proof), self.heartbeat.seconds)  # and then the next is due
         except (OSError, ProtocolError):
             return  # the swarm goes on without its tracker [SW-4]
         if response.WhichOneof("type") == "bad" and response.bad.code == messages_pb2.OTHER_FILE:
             self.fail(Fatal(EXIT_CONTENT, f"the tracker now has another file: {show_name(response.bad.reason)[:200]}"))
 
     def refresh(self):
-        """Look after the neighbors: ask for the peer list if it is time, dial whoever may be dialled [PL-5, SW-8]."""
+        """Ask for the peer list, unless it is not long ago and there is enough to be had [PL-5, SW-8]."""
         now = time.monotonic()
         with self.lock:
-            pause = PEER_LIST_SECONDS if len(self.picker.useful()) >= ENOUGH_NEIGHBORS else 0
-            due = now - self.peer_list_at >= pause
-            self.peer_list_at = now if due else self.peer_list_at
-        if due:
-            try:
-                self.merge(self.ask_tracker(Request(peer_list=Request.PeerList())).peer_list.addresses)
-            except (OSError, ProtocolError):
-                pass  # those that are known are known [SW-4]
-        self.make_way()
+            asked_at, received = self.peer_list_at
+            content = len(self.picker.useful()) >= ENOUGH_NEIGHBORS and self.received > received
+            if content and now - asked_at < PEER_LIST_SECONDS:
+                return
+            self.peer_list_at = now, self.received
+        try:
+            self.merge(self.ask_tracker(Request(peer_list=Request.PeerList())).peer_list.addresses)
+        except (OSError, ProtocolError):
+            return  # those that are known are known [SW-4]
         self.dial()
 
     def merge(self, addresses):
@@ -1180,18 +1228,14 @@ class Peer:
         host, port = address
         return port == self.server.port and (host == self.own_ip or is_loopback(host) and is_loopback(self.own_ip))
 
-    def make_way(self):
-        """With as many neighbors as may be and none of use, let one go, so that others get their chance."""
+    def dial(self):
+        """Begin with as many neighbors as there is room for; with none of use among them, let one go for another."""
         with self.changed:
+            if self.stopped or self.picker.complete():
+                return
             if len(self.neighbors) >= MAX_NEIGHBORS and not self.picker.useful():
                 random.choice(list(self.neighbors.values())).leaving = True
                 self.changed.notify_all()
-
-    def dial(self):
-        """Begin with as many neighbors as there is room for."""
-        with self.lock:
-            if self.stopped or self.picker.complete():
-                return
             ready = self.contacts.ready(time.monotonic(), self.neighbors)
             new = [Neighbor(address) for address in ready[:MAX_NEIGHBORS - len(self.neighbors)]]
             self.neighbors.update((neighbor.address, neighbor) for neighbor in new)
@@ -1220,6 +1264,7 @@ class Peer:
             self.completed()
         else:
             self.dial()
+            self.dialler.start()    # a timer of its own: a tracker that hangs keeps nobody from his neighbors
             self.refresher.start()
 
     def fetch_from(self, neighbor, extra):
@@ -1230,7 +1275,7 @@ class Peer:
         """
         failure = None
         try:
-            with Link(neighbor.address) as link:
+            with Link(neighbor.address, dialled=(lambda: None) if extra else neighbor.dialled) as link:
                 while self.goes_on(neighbor, extra):
                     if not extra:
                         self.hear(neighbor, link)
@@ -1238,6 +1283,7 @@ class Peer:
                     if outcome == FETCHED:
                         self.widen(neighbor, extra)
                     elif extra:
+                        neighbor.one_lane_until = time.monotonic() + EXTRA_LANE_SECONDS
                         break
                     else:
                         self.rest(neighbor, outcome)
@@ -1257,63 +1303,61 @@ class Peer:
     def hear(self, neighbor, link):
         """Ask what the neighbor has, if what is known of it is old and not all that there can be [CQ-3, CQ-4]."""
         with self.lock:
-            if self.picker.holds.get(neighbor.address) == all_of(self.file.count):
-                return
-        if time.monotonic() - neighbor.heard_at < NEWS_SECONDS:
+            everything = neighbor.known and self.picker.holds.get(neighbor.address) == all_of(self.file.count)
+        if everything or time.monotonic() - neighbor.heard_at < NEWS_SECONDS:
             return
-        known = neighbor.known if link.sock else 0
-        ids = self.ask_chunks(link, known)
-        if link.fresh and known:  # a new connection, perhaps to a program that was started anew
-            known, ids = 0, self.ask_chunks(link, 0)
-        neighbor.known = known + len(ids)
-        neighbor.heard_at = time.monotonic()
-        bits = 0
-        for index in map(self.file.index, ids):
-            if index is not None:  # [CQ-5]
-                bits |= 1 << index
-        with self.lock:
-            news = self.picker.add(neighbor.address, bits)
-        neighbor.pause = POLL_SECONDS[0] if news else min(2 * neighbor.pause, POLL_SECONDS[1])
-
-    def ask_chunks(self, link, known):
-        """One Chunks Query; the chunk ids of the answer."""
-        response = parse(Response, link.ask(Request(chunks_query=Request.ChunksQuery(known=known)), MAX_ANSWER))
+        frame = link.ask(lambda: Request(chunks_query=Request.ChunksQuery(known=neighbor.known)), MAX_ANSWER)
+        response = parse(Response, frame)
         if response.WhichOneof("type") != "chunks_query":
             raise ProtocolError("expected a list of chunks, got another answer")
-        return response.chunks_query.chunk_ids[:MAX_CHUNKS]
+        ids = response.chunks_query.chunk_ids[:MAX_CHUNKS]
+        bits = bits_of(index for index in map(self.file.index, ids) if index is not None)  # [CQ-5]
+        with self.lock:
+            if not neighbor.known:  # a list from its beginning: what is not in it is no longer there
+                self.picker.withdraw(neighbor.address, ~bits)
+            news = self.picker.add(neighbor.address, bits)
+        neighbor.known += len(ids)
+        neighbor.heard_at = time.monotonic()
+        neighbor.pause = POLL_SECONDS[0] if news else min(2 * neighbor.pause, POLL_SECONDS[1])
 
     def fetch_next(self, neighbor, link):
         """Choose a chunk of this neighbor and fetch it: NOTHING to choose, BUSY, REFUSED or FETCHED."""
-        buffer = self.buffers.get() or bytearray(self.file.chunk_size + ANSWER_MARGIN)
-        try:
-            with self.lock:
-                index = self.picker.choose(neighbor.address, time.monotonic())
-            if index is None:
-                return NOTHING
-            try:
-                return self.fetch(neighbor, link, index, buffer)
-            finally:
-                with self.lock:
-                    self.picker.release(neighbor.address, index)
-        finally:
-            self.buffers.put(buffer)
+        with self.lock:
+            index = self.picker.choose(neighbor.address, time.monotonic())
+        if index is None:
+            return NOTHING
+        taken = []
 
-    def fetch(self, neighbor, link, index, buffer):
+        def room(length):
+            """Memory for the answer, once it has begun: a neighbor that is silent takes none from the others."""
+            taken.append(self.buffers.get() or bytearray(self.file.chunk_size + ANSWER_MARGIN))
+            return taken[0]
+
+        try:
+            return self.fetch(neighbor, link, index, room)
+        finally:
+            for buffer in taken:
+                self.buffers.put(buffer)
+            with self.lock:
+                self.picker.release(neighbor.address, index)
+
+    def fetch(self, neighbor, link, index, room):
         """Fetch one chunk, check it, write it, and only then count and offer it [FC-9]."""
         began = time.monotonic()
-        chunk_id = index * self.file.chunk_size
+        chunk_id, length = index * self.file.chunk_size, self.file.length(index)
         request = Request(fetch_chunk=Request.FetchChunk(chunk_id=chunk_id, busy_ok=True))
-        frame = link.ask(request, self.file.length(index) + ANSWER_MARGIN, buffer)
+        frame = link.ask(lambda: request, length + ANSWER_MARGIN, room)
         chunk = chunk_in(frame)
         if chunk is None:
             response = parse(Response, frame)
             if response.WhichOneof("type") == "bad":
                 return self.refused(neighbor, index, response.bad)
             chunk = response.chunk  # empty, and so wrong, when the answer is of another type
-        if len(chunk) != self.file.length(index) or hashlib.sha256(chunk).digest() != self.file.digest(index):
+        if len(chunk) != length or hashlib.sha256(chunk).digest() != self.file.digest(index):
             raise WrongChunk(f"expected chunk {chunk_id} with its digest, got {len(chunk)} other bytes")
-        self.store.write(index, chunk)
-        self.arrived(neighbor, index, time.monotonic() - began)
+        if not self.holds(index):
+            self.store.write(index, chunk)
+            self.arrived(neighbor, index, time.monotonic() - began)
         return FETCHED
 
     def refused(self, neighbor, index, answer):
@@ -1346,6 +1390,8 @@ class Peer:
         """Give the neighbor its extra lane if it alone has what is wanted, and more than is under way."""
         with self.lock:
             if extra or neighbor.lanes > 1 or self.picker.useful() != [neighbor.address]:
+                return
+            if time.monotonic() < neighbor.one_lane_until:
                 return
             if not self.picker.wanted(neighbor.address) & ~self.picker.asked:
                 return
@@ -1386,6 +1432,7 @@ class Peer:
     def completed(self):
         """Every chunk is held."""
         self.refresher.stop()
+        self.dialler.stop()
         self.finish()
         self.events("complete", bytes=self.file.size)
         self.done.set()
@@ -1404,6 +1451,7 @@ class Peer:
             self.stopped = True
             self.changed.notify_all()
         self.refresher.stop()
+        self.dialler.stop()
         if self.heartbeat:
             self.heartbeat.stop()
         self.server.stop()
@@ -1417,7 +1465,7 @@ class Arguments(argparse.ArgumentParser):
     """argparse whose errors are one line."""
 
     def error(self, message):
-        raise Fatal(EXIT_USAGE, f"{message}; see --help")
+        raise Fatal(EXIT_USAGE, f"{show_name(message)}; see --help")
 
 
 def add_common_arguments(parser, port):
@@ -1461,9 +1509,11 @@ def seconds_above_zero(text):
 
 def tracker_address(text):
     try:
-        return parse_address(text)
+        host, port = parse_address(text)
+        host.encode("idna")  # UnicodeError, a ValueError, for what can be no name
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    return host, port
 
 
 def human(size):
@@ -1563,6 +1613,8 @@ def run_to_exit(program, run):
         code = EXIT_SIGINT
     except Terminated:
         code = EXIT_SIGTERM
+    except SystemExit as end:  # of argparse, after --help
+        code = end.code or EXIT_COMPLETE
     except Exception:
         sys.excepthook(*sys.exc_info())
         code = EXIT_BUG

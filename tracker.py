@@ -32,6 +32,8 @@ from peer import Fatal
 
 MAX_PEERS = 100_000        # listed at a time; an answer with all of them stays under peer.MAX_ANSWER
 MAX_PEERS_PER_IP = 1_000   # one machine, or all that is behind one router [JN-7]
+EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # --host for all addresses: where the seeder finds it
+MAX_LEASE_MS = 2**32 - 1    # what the answer to Join has room for: 49 days
 SWEEP_SHARE = 0.25         # of a lease, between two sweeps; answers leave out the expired at once anyway
 
 
@@ -115,7 +117,7 @@ class Tracker:
         refusal = self.list(request, sock, "joined")
         if refusal:
             return refusal
-        lease_ms = max(1, int(self.swarm.lease * 1000))
+        lease_ms = min(max(1, int(self.swarm.lease * 1000)), MAX_LEASE_MS)
         return Response(peer_list=Response.PeerList(addresses=self.addresses_for(sock), file=self.message, lease_ms=lease_ms))
 
     def on_active_proof(self, request, sock):
@@ -224,14 +226,14 @@ def own_addresses():
 
 def join_commands(host, port, name):
     """The commands with which others join, one for each address of this machine [CL-2]."""
-    hosts = [host] if host else own_addresses()
-    out = shlex.quote(peer.show_name(name) or "out.bin")
+    hosts = own_addresses() if host in EVERYWHERE else [host]
+    out = shlex.quote(("./" if name.startswith("-") else "") + peer.show_name(name))
     return [f"python peer.py {peer.format_address((host, port))} {out}" for host in hosts]
 
 
 def start_seeder(args, port, store, events):
     """An ordinary Peer that holds every chunk and joins over TCP."""
-    host = args.host or "127.0.0.1"
+    host = EVERYWHERE.get(args.host, args.host)
     seeder = peer.Peer((host, port), args.host, 0, args.upload_limit, events)
     seeder.join()
     seeder.begin(store, peer.all_of(store.file.count))

@@ -28,6 +28,9 @@ PEER = os.environ.get("PEER") or f"{shlex.quote(sys.executable)} peer.py {{track
 CHUNK = 262_144  # bytes: the default chunk size of SPEC.md
 SECONDS = 10     # for anything that is expected to happen; a test that waits for so long has failed
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell started these tests in the background, and the programs would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 # Frames. Deliberately another code than that of the programs under test.
 
@@ -112,6 +115,26 @@ def chunks_query(known=0):
 
 def fetch_chunk(chunk_id, busy_ok=False):
     return Request(fetch_chunk=Request.FetchChunk(chunk_id=chunk_id, busy_ok=busy_ok))
+
+
+def listed(answer):
+    """The addresses in a peer list whose port is below 10,000, sorted: those that a test announced.
+
+    The tracker's own seeder, if it has one, is among the others: it listens where the system chose.
+    """
+    assert answer.WhichOneof("type") == "peer_list", f"expected a peer list, got {answer}"
+    return sorted(address for address in answer.peer_list.addresses if int(address.rsplit(":", 1)[1]) < 10_000)
+
+
+def silent(request, sock):
+    """For FakeServer.answers: no answer, and the connection stays open until the other side closes it."""
+    while sock.recv(1):
+        pass
+
+
+def is_refused(answer, code):
+    """Whether the answer is `Bad` with this code, and a reason."""
+    return answer.WhichOneof("type") == "bad" and answer.bad.code == code and bool(answer.bad.reason)
 
 
 # Bytes and digests.
@@ -218,6 +241,22 @@ class Program:
 def command(template, **values):
     """A command template with its values filled in, as a list of arguments."""
     return [word.format(**values) for word in shlex.split(template)]
+
+
+def tracker_command(file, *extra, port=0, expire=10):
+    """The arguments that start the tracker under test."""
+    return command(TRACKER, file=file, port=port, expire=expire) + [str(word) for word in extra]
+
+
+def peer_command(tracker, out, *extra):
+    """The arguments that start the peer under test. `tracker` is a port of this machine, or "host:port"."""
+    return command(PEER, tracker=f"127.0.0.1:{tracker}" if isinstance(tracker, int) else tracker, out=out) + [str(word) for word in extra]
+
+
+def finished(arguments, **options):
+    """The process that these arguments start, once it has ended: returncode, stdout, stderr."""
+    return subprocess.run(arguments, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                          timeout=2 * SECONDS, **options)
 
 
 def start_tracker(file, port=0, expire=10, extra=()):
@@ -383,3 +422,24 @@ class FakePeer(FakeServer):
         """The chunk ids that were asked for, in order."""
         with self.changed:
             return [request.fetch_chunk.chunk_id for _, name, request in self.requests if name == "fetch_chunk"]
+
+
+class SlowPeer(FakePeer):
+    """A fake peer that gives `free` chunks at once, and the others when `released` is set."""
+
+    def __init__(self, data, free, **options):
+        super().__init__(data, **options)
+        self.free = free
+        self.released = threading.Event()
+
+    def on_fetch_chunk(self, request, sock):
+        with self.changed:
+            self.free -= 1
+            at_once = self.free >= 0
+        if not at_once and not self.released.wait(6 * SECONDS):
+            return None
+        return super().on_fetch_chunk(request, sock)
+
+    def stop(self):
+        self.released.set()
+        super().stop()

@@ -1,0 +1,212 @@
+"""Join: who is listed, and what the one that joins is told (SPEC.md, clauses JN)."""
+
+import re
+import socket
+import types
+
+import pytest
+
+import messages_pb2 as pb
+from harness import (CHUNK, active_proof, ask, connect, content_id, describe, eventually, is_refused, join,
+                     listed, peer_list)
+
+
+@pytest.fixture
+def tracker(make_file, run_tracker):
+    """The tracker under test, of a file of three chunks (`data`), with a lease of 10 s."""
+    path, data = make_file(2 * CHUNK + 1000)
+    program = run_tracker(path)
+    program.data = data
+    return program
+
+
+def outward_address():
+    """An IPv4 address of this machine that is not loopback; None if it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it asks which address would be used
+        except OSError:
+            return None
+        address = probe.getsockname()[0]
+    return None if address.startswith("127.") else address
+
+
+# Who is listed.
+
+
+@pytest.mark.spec("JN-1")
+def test_everyone_who_joins_is_told_of_all_and_of_itself(tracker):
+    for count in (1, 2, 3):
+        answer = ask(tracker.port, join(f"127.0.0.1:{5000 + count}"))
+        assert listed(answer) == [f"127.0.0.1:{5000 + n}" for n in range(1, count + 1)]
+
+
+@pytest.mark.spec("JN-2", "FD-1", "FD-4")
+def test_the_answer_carries_the_files_description_and_the_lease(tracker):
+    answer = ask(tracker.port, join("127.0.0.1:5001")).peer_list
+    expected = describe(tracker.data)
+    assert (answer.file.size, answer.file.chunk_size) == (expected.size, expected.chunk_size)
+    assert answer.file.digests == expected.digests
+    assert answer.lease_ms == 10_000
+    tracker.wait_for(content_id(expected).hex())
+
+
+@pytest.mark.spec("JN-2")
+def test_the_lease_is_the_one_that_the_tracker_was_started_with(make_file, run_tracker):
+    path, _ = make_file(1)
+    assert ask(run_tracker(path, expire=3).port, join("127.0.0.1:5001")).peer_list.lease_ms == 3000
+
+
+@pytest.mark.spec("JN-3")
+@pytest.mark.fault(17)
+def test_a_peer_is_listed_where_it_called_from_whatever_ip_address_it_announced(tracker):
+    for announced in ("10.9.9.9:5001", "0.0.0.0:5001", "255.255.255.255:5001", "[::1]:5001", "[2001:db8::9]:5001"):
+        assert listed(ask(tracker.port, join(announced))) == ["127.0.0.1:5001"], announced
+        assert ask(tracker.port, active_proof(announced)).WhichOneof("type") == "ok", announced
+        assert listed(ask(tracker.port, peer_list())) == ["127.0.0.1:5001"], announced
+
+
+@pytest.mark.spec("JN-3")
+@pytest.mark.fault(17)
+def test_a_peer_that_calls_over_ipv6_is_listed_in_brackets(make_file, run_patched):
+    path, _ = make_file(1)
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    port = run_patched("tracker", "", [path, "--port", "0", "--no-seed"]).wait_for(r"listening on port (\d+)$")[1]
+    assert listed(ask(f"[::1]:{port}", join("10.9.9.9:5001"))) == ["[::1]:5001"]
+    assert listed(ask(f"127.0.0.1:{port}", join("[::1]:5001"))) == ["127.0.0.1:5001", "[::1]:5001"]
+
+
+NO_ADDRESS = ["", "foo", ":", ":5001", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:70000",
+              "127.0.0.1:-1", "127.0.0.1:+5001", "127.0.0.1:5001x", "127.0.0.1: 5001", " 127.0.0.1:5001", "127.0.0.1:5001\n",
+              "127.0.0.1:５００１", "127.0.0.1:99999999999999999999", "localhost:5001", "example.org:5001", "1.2.3:5001",
+              "999.1.1.1:5001", "127.0.0.1:5001:5002", "[::1]", "[::1]5001", "[::1:5001", "[foo]:5001", "[]:5001",
+              "127.0.0.1\0:5001", "a" * 60_000 + ":5001"]
+
+
+@pytest.mark.spec("JN-4", "AP-5")
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("request_for", [join, active_proof])
+def test_what_is_no_address_is_refused_nothing_is_listed_and_the_connection_kept(tracker, request_for):
+    with connect(tracker.port) as sock:
+        for announced in NO_ADDRESS:
+            assert is_refused(ask(sock, request_for(announced)), pb.BAD_ADDRESS), announced[:100]
+            assert listed(ask(sock, peer_list())) == [], announced[:100]
+
+
+@pytest.mark.spec("JN-4")
+def test_the_lowest_and_the_highest_port_are_listed(tracker):
+    for port in (1, 65535):
+        assert f"127.0.0.1:{port}" in ask(tracker.port, join(f"127.0.0.1:{port}")).peer_list.addresses
+
+
+@pytest.mark.spec("JN-5", "AP-3")
+@pytest.mark.fault(16)
+def test_joining_again_leaves_one_entry_with_a_new_lease_while_the_old_port_expires(make_file, run_tracker):
+    path, _ = make_file(1)
+    port = run_tracker(path, expire=1).port
+    ask(port, join("127.0.0.1:5001"))
+    assert listed(ask(port, join("127.0.0.1:5002"))) == ["127.0.0.1:5001", "127.0.0.1:5002"]  # it is back, on another port
+
+    def only_the_new_one_is_left():
+        answer = listed(ask(port, join("127.0.0.1:5002")))
+        assert answer.count("127.0.0.1:5002") == 1
+        return answer == ["127.0.0.1:5002"]
+    eventually(only_the_new_one_is_left, what="the end of the lease of the old port")
+
+
+# Across addresses.
+
+
+@pytest.mark.spec("JN-6")
+def test_an_asker_from_elsewhere_is_told_of_a_loopback_peer_where_it_reached_the_tracker(tracker):
+    here = outward_address()
+    if here is None:
+        pytest.skip("this machine has loopback addresses only; the next test does without others")
+    ask(("127.0.0.1", tracker.port), join("127.0.0.1:5001"))
+    ask((here, tracker.port), join("127.0.0.1:5002"))
+    assert listed(ask((here, tracker.port), peer_list())) == sorted([f"{here}:5001", f"{here}:5002"])
+    assert listed(ask((here, tracker.port), join("127.0.0.1:5002"))) == sorted([f"{here}:5001", f"{here}:5002"])
+    assert listed(ask(("127.0.0.1", tracker.port), peer_list())) == sorted(["127.0.0.1:5001", f"{here}:5002"])
+
+
+@pytest.mark.spec("JN-6")
+@pytest.mark.parametrize("asker, here, told", [
+    ("127.0.0.1", "127.0.0.1", ["127.0.0.1:5001", "[::1]:5002", "198.51.100.7:5003", "[2001:db8::7]:5004"]),
+    ("198.51.100.9", "203.0.113.1", ["203.0.113.1:5001", "203.0.113.1:5002", "198.51.100.7:5003", "[2001:db8::7]:5004"]),
+    ("::ffff:198.51.100.9", "::ffff:203.0.113.1", ["203.0.113.1:5001", "203.0.113.1:5002", "198.51.100.7:5003", "[2001:db8::7]:5004"]),
+    ("2001:db8::9", "2001:db8::1", ["[2001:db8::1]:5001", "[2001:db8::1]:5002", "198.51.100.7:5003", "[2001:db8::7]:5004"]),
+])
+def test_our_tracker_puts_the_address_that_the_asker_reached_in_place_of_loopback(asker, here, told):
+    import peer
+    import tracker
+    sock = types.SimpleNamespace(getpeername=lambda: (asker, 40000), getsockname=lambda: (here, 8000))
+    ours = tracker.Tracker(peer.Description("a", 0, CHUNK, b""), 10.0, None, lambda line: None)
+    for address in [("127.0.0.1", 5001), ("::1", 5002), ("198.51.100.7", 5003), ("2001:db8::7", 5004)]:
+        ours.swarm.renew(address)
+    assert ours.addresses_for(sock) == told
+
+
+# Bounds.
+
+
+@pytest.mark.spec("JN-7", "AP-2")
+@pytest.mark.fault(18)
+def test_of_five_thousand_joins_from_one_address_a_thousand_are_listed(tracker):
+    with connect(tracker.port) as sock:
+        answers = [ask(sock, join(f"127.0.0.1:{port}")) for port in range(1001, 6001)]
+        taken = [port for port, answer in zip(range(1001, 6001), answers) if answer.WhichOneof("type") == "peer_list"]
+        assert all(is_refused(answer, pb.FULL) for answer in answers if answer.WhichOneof("type") != "peer_list")
+        addresses = ask(sock, peer_list()).peer_list.addresses
+        assert 990 < len(taken) <= 1000  # the tracker's own seeder may be one of the thousand
+        assert len(addresses) == len(set(addresses)) <= 1000 and {f"127.0.0.1:{port}" for port in taken} <= set(addresses)
+        assert is_refused(ask(sock, active_proof("127.0.0.1:6001")), pb.FULL)
+        assert ask(sock, active_proof(f"127.0.0.1:{taken[0]}")).WhichOneof("type") == "ok"
+        assert ask(sock, join(f"127.0.0.1:{taken[-1]}")).WhichOneof("type") == "peer_list"
+
+
+@pytest.mark.spec("JN-7")
+@pytest.mark.fault(18)
+@pytest.mark.parametrize("bound", ["MAX_PEERS", "MAX_PEERS_PER_IP"])
+def test_a_full_tracker_has_room_again_when_leases_have_run_out(make_file, run_patched, bound):
+    path, _ = make_file(1)
+    tracker = run_patched("tracker", f"tracker.{bound} = 3", [path, "--port", "0", "--no-seed", "--expire", "0.3"])
+    port = int(tracker.wait_for(r"listening on port (\d+)$")[1])
+    answers = [ask(port, join(f"127.0.0.1:{5001 + n}")) for n in range(4)]
+    assert [len(listed(answer)) for answer in answers[:3]] == [1, 2, 3]
+    assert is_refused(answers[3], pb.FULL)
+    eventually(lambda: ask(port, join("127.0.0.1:5004")).WhichOneof("type") == "peer_list", what="room for another peer")
+
+
+# The peer's side.
+
+
+@pytest.mark.spec("JN-8")
+def test_a_peer_accepts_connections_before_it_joins(make_file, fake_tracker, run_peer, tmp_path):
+    _, data = make_file(1000)
+    tracker = fake_tracker(data)
+    calls = []
+
+    def call_back_first(request, sock):
+        try:
+            connect(int(request.listening_addr.rpartition(":")[2])).close()
+            calls.append("accepted")
+        except OSError as error:
+            calls.append(error)
+        return tracker.on_join(request, sock)
+    tracker.answers["join"] = call_back_first
+    run_peer(tracker.port, tmp_path / "out.bin")
+    tracker.joiner()
+    assert calls == ["accepted"]
+
+
+@pytest.mark.spec("JN-4", "JN-8")
+def test_a_peer_announces_an_address_by_the_rules_and_the_port_on_which_it_answers(make_file, fake_tracker, run_peer, tmp_path):
+    _, data = make_file(1000)
+    tracker = fake_tracker(data)
+    run_peer(tracker.port, tmp_path / "out.bin")
+    announced = tracker.wait_for("join").listening_addr
+    assert re.fullmatch(r"(\d+\.\d+\.\d+\.\d+|\[[0-9a-f:.]+\]):[1-9]\d{0,4}", announced)
+    connect(tracker.joiner()).close()

@@ -1,0 +1,293 @@
+"""The swarm: peers that fetch from each other, and what they do when others come, go or dawdle (SPEC.md, clauses SW)."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from harness import SECONDS, ask, chunks_query, eventually, fetch_chunk, peer_list, some_bytes, split
+import messages_pb2 as pb
+from messages_pb2 import Response
+
+CHUNK = 16 * 1024
+DATA = some_bytes(8 * CHUNK + 1000)  # nine chunks, the last one short
+BUSY = Response(bad=Response.Bad(code=pb.BUSY, reason="as the test wants it"))
+
+
+def happened(path, event):
+    """The events of one kind that a program has written."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [told for told in map(json.loads, lines) if told["event"] == event]
+
+
+def held(address):
+    """The chunk ids that a peer lists."""
+    return ask(address, chunks_query()).chunks_query.chunk_ids
+
+
+def busy_until(event, fake):
+    """An answer that is BUSY until the event, and honest then."""
+    return lambda request, sock: fake.on_fetch_chunk(request, sock) if event.is_set() else BUSY
+
+
+def after(event, fake):
+    """An answer that waits for an event."""
+    return lambda request, sock: event.wait(SECONDS) and fake.on_fetch_chunk(request, sock)
+
+
+@pytest.fixture
+def tracker(fake_tracker):
+    return fake_tracker(DATA, chunk_size=CHUNK)
+
+
+@pytest.fixture
+def neighbor(fake_peer, tracker):
+    """neighbor(indexes): a fake peer with these chunks, or all, that the tracker lists."""
+    def make(indexes=None, listed=True):
+        fake = fake_peer(DATA, indexes, chunk_size=CHUNK)
+        if listed:
+            tracker.peers.append(fake.address)
+        return fake
+    return make
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out.bin"
+
+
+@pytest.fixture
+def gate():
+    """An event for fakes to wait for; it comes at the latest when the test ends."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+# All together.
+
+
+@pytest.mark.spec("SW-1", "SW-2", "SW-3")
+def test_five_leechers_end_with_the_same_bytes_and_give_each_other_most_of_them(make_file, run_tracker, run_peer, tmp_path):
+    path, data = make_file(30 * CHUNK + 7)
+    events = tmp_path / "tracker.events"
+    tracker = run_tracker(path, extra=["--chunk-size", "16K", "--upload-limit", "1M", "--events", events])
+    outs = [tmp_path / f"{number}.bin" for number in range(5)]
+    leechers = [run_peer(tracker.port, out) for out in outs]
+    for leecher in leechers:
+        leecher.wait_for("complete")
+    assert all(out.read_bytes() == data for out in outs)
+    assert not list(tmp_path.glob("*.part"))
+    assert len(ask(tracker.port, peer_list()).peer_list.addresses) == 6
+    sent = sum(event["bytes"] for event in happened(events, "sent"))
+    assert len(data) <= sent < 3.5 * len(data), "the seeder sent each chunk to nearly everyone"
+
+
+# SW-1: from several at once, the rarest first.
+
+
+@pytest.mark.spec("SW-1")
+def test_a_leecher_fetches_from_three_neighbors_at_the_same_time(tracker, neighbor, run_peer, out):
+    together = threading.Barrier(3)
+
+    def when_all_three_are_asked(fake):
+        first = [True]
+
+        def answer(request, sock):
+            if first and first.pop():
+                together.wait(SECONDS)
+            return fake.on_fetch_chunk(request, sock)
+        return answer
+
+    for fake in [neighbor(), neighbor(), neighbor()]:
+        fake.answers["fetch_chunk"] = when_all_three_are_asked(fake)
+    run_peer(tracker.port, out, ["--leave"]).ends_with(0)
+    assert out.read_bytes() == DATA
+    assert not together.broken
+
+
+@pytest.mark.spec("SW-1")
+def test_the_rarest_chunk_is_asked_for_first(tracker, neighbor, run_peer, out, gate):
+    """All chunks but 6 are held by three, chunk 2 by two, chunk 6 by one neighbor: that one is asked for 6, then for 2."""
+    others = [neighbor([0, 1, 3, 4, 5, 7, 8]), neighbor([0, 1, 2, 3, 4, 5, 7, 8])]
+    rich = neighbor()
+    for fake in others:
+        fake.answers["fetch_chunk"] = busy_until(gate, fake)
+
+    def when_the_others_lists_are_known(request, sock):
+        for fake in others:
+            fake.wait_for("fetch_chunk")
+        return rich.on_chunks_query(request, sock)
+
+    rich.answers["chunks_query"] = when_the_others_lists_are_known
+    run_peer(tracker.port, out, ["--leave"]).ends_with(0)
+    assert out.read_bytes() == DATA
+    assert rich.fetched()[:2] == [6 * CHUNK, 2 * CHUNK]
+
+
+@pytest.mark.spec("SW-1", "FC-8")
+def test_each_neighbor_is_asked_only_for_what_it_has(tracker, neighbor, run_peer, out):
+    shares = [[0, 3, 6], [1, 4, 7], [8, 5, 2, 0]]
+    fakes = [neighbor(share) for share in shares]
+    run_peer(tracker.port, out, ["--leave"]).ends_with(0)
+    assert out.read_bytes() == DATA
+    for fake, share in zip(fakes, shares):
+        assert fake.fetched() and set(fake.fetched()) <= {index * CHUNK for index in share}
+
+
+# SW-2, SW-3: what is held is offered, before and after the file is complete.
+
+
+@pytest.mark.spec("SW-2", "CQ-1", "CQ-2")
+def test_a_chunk_is_offered_as_soon_as_it_is_held(tracker, neighbor, run_peer, out, gate):
+    quick, slow = neighbor([4]), neighbor()
+    slow.answers["fetch_chunk"] = after(gate, slow)
+    program = run_peer(tracker.port, out, ["--leave"])
+    address = tracker.joiner()
+    eventually(lambda: held(address) == [4 * CHUNK], what="the first chunk in the list")
+    assert ask(address, fetch_chunk(4 * CHUNK)).chunk == split(DATA, CHUNK)[4]
+    assert not out.exists()
+    gate.set()
+    program.ends_with(0)
+    assert quick.fetched() == [4 * CHUNK]
+
+
+@pytest.mark.spec("SW-2")
+def test_a_chunk_travels_through_a_leecher_that_is_not_complete_itself(tracker, fake_tracker, neighbor, run_peer, tmp_path):
+    neighbor([2, 5])
+    run_peer(tracker.port, tmp_path / "middle.bin")
+    elsewhere = fake_tracker(DATA, [tracker.joiner()], chunk_size=CHUNK)  # knows only the one in the middle
+    run_peer(elsewhere.port, tmp_path / "end.bin")
+    eventually(lambda: set(held(elsewhere.joiner())) == {2 * CHUNK, 5 * CHUNK}, what="both chunks at the end of the chain")
+
+
+@pytest.mark.spec("SW-3")
+def test_a_peer_whose_file_is_there_already_seeds_from_its_first_second(tracker, run_peer, out, tmp_path):
+    out.write_bytes(DATA)
+    run_peer(tracker.port, out)
+    tracker.joiner()
+    run_peer(tracker.port, tmp_path / "other.bin", ["--leave"]).ends_with(0)
+    assert (tmp_path / "other.bin").read_bytes() == DATA
+
+
+@pytest.mark.spec("SW-3")
+def test_a_leecher_that_became_complete_goes_on_giving(tracker, neighbor, run_peer, out, tmp_path):
+    seeder = neighbor()
+    program = run_peer(tracker.port, out)
+    program.wait_for("complete")
+    seeder.stop()
+    run_peer(tracker.port, tmp_path / "other.bin", ["--leave"]).ends_with(0)
+    assert (tmp_path / "other.bin").read_bytes() == DATA
+    assert program.process.poll() is None
+
+
+# SW-5: endgame.
+
+
+@pytest.mark.spec("SW-5", "FC-9")
+def test_in_the_endgame_a_wrong_answer_is_not_the_one_that_counts(tracker, neighbor, run_peer, out, gate):
+    slow, liar = neighbor(), neighbor()
+    slow.answers["fetch_chunk"] = lambda request, sock: (slow.count("fetch_chunk") < 9 or gate.wait(SECONDS)) and slow.on_fetch_chunk(request, sock)
+    liar.answers["chunks_query"] = lambda request, sock: slow.wait_for("fetch_chunk", 9) and liar.on_chunks_query(request, sock)
+    liar.answers["fetch_chunk"] = lambda request, sock: Response(chunk=bytes(CHUNK))
+    program = run_peer(tracker.port, out, ["--leave"])
+    liar.wait_for("fetch_chunk")
+    eventually(lambda: liar.connections[0].fileno() == -1, what="the end of the connection to the liar")
+    gate.set()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+    assert len(liar.fetched()) == 1
+
+
+@pytest.mark.spec("SW-5")
+def test_a_neighbor_that_dawdles_over_one_chunk_does_not_delay_the_end(tracker, neighbor, run_peer, out, gate):
+    dawdler, others = neighbor(), [neighbor(), neighbor()]
+    dawdler.answers["fetch_chunk"] = after(gate, dawdler)
+    for fake in others:
+        fake.answers["fetch_chunk"] = lambda request, sock, fake=fake: dawdler.wait_for("fetch_chunk") and fake.on_fetch_chunk(request, sock)
+    run_peer(tracker.port, out, ["--leave"]).ends_with(0, seconds=6)  # the dawdler is waited for ten seconds
+    assert out.read_bytes() == DATA
+    late = dawdler.fetched()[0]
+    assert sum(fake.fetched().count(late) for fake in others) >= 1
+
+
+# SW-6: neighbors that go.
+
+
+@pytest.mark.spec("SW-6", "FC-11")
+def test_a_neighbor_that_dies_with_a_chunk_under_way_is_replaced_by_another(tracker, neighbor, run_peer, out, gate):
+    dying, other = neighbor(), neighbor()
+    dying.answers["fetch_chunk"] = after(gate, dying)
+    other.answers["fetch_chunk"] = busy_until(gate, other)
+    program = run_peer(tracker.port, out, ["--leave"])
+    dying.wait_for("fetch_chunk")
+    dying.answers.clear()
+    dying.listener.close()
+    for sock in dying.connections:
+        sock.shutdown(2)
+    gate.set()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+
+
+@pytest.mark.spec("CQ-4", "FC-8")
+def test_a_neighbor_that_was_started_anew_with_nothing_is_asked_what_it_has_before_it_is_asked_for_more(tracker, neighbor, run_peer, out, gate):
+    """Its first life ends in the middle of a Fetch Chunk; what it listed then says nothing about its second."""
+    reborn, other = neighbor([0, 1, 2, 3]), neighbor()
+    other.answers["fetch_chunk"] = busy_until(gate, other)
+    second_life = []  # what it was asked in it
+
+    def on_chunks_query(request, sock):
+        if sock is reborn.connections[0]:
+            return reborn.on_chunks_query(request, sock)
+        second_life.append(("chunks_query", request.known))
+        return Response(chunks_query=Response.ChunksQuery())
+
+    def on_fetch_chunk(request, sock):
+        other.wait_for("fetch_chunk")
+        if sock is reborn.connections[0]:
+            return None  # closes
+        second_life.append(("fetch_chunk", request.chunk_id))
+        return Response(bad=Response.Bad(code=pb.NOT_HELD))
+
+    reborn.answers.update(chunks_query=on_chunks_query, fetch_chunk=on_fetch_chunk)
+    program = run_peer(tracker.port, out, ["--leave"])
+    eventually(lambda: ("chunks_query", 0) in second_life, what="a question for the whole list of the second life")
+    before = second_life[:second_life.index(("chunks_query", 0))]
+    assert sum(name == "fetch_chunk" for name, _ in before) <= 1, "only the request that was under way may be repeated"
+    gate.set()
+    assert "banned" not in program.ends_with(0)
+    assert out.read_bytes() == DATA
+
+
+# SW-8: a new peer is used soon.
+
+
+@pytest.mark.spec("SW-8", "PL-5")
+@pytest.mark.parametrize("busy", [0, 1, 5], ids=["without_a_useful_neighbor", "with_a_busy_neighbor", "with_five_busy_neighbors"])
+def test_a_new_seeder_is_used_within_about_a_second(tracker, neighbor, run_peer, out, gate, busy):
+    for fake in [neighbor() for _ in range(busy)]:
+        fake.answers["fetch_chunk"] = busy_until(gate, fake)
+    new = neighbor(listed=False)
+    program = run_peer(tracker.port, out, ["--leave"])
+    tracker.wait_for("peer_list" if busy > 1 else "join")  # so that the next peer list is as far away as it can be
+    tracker.peers.append(new.address)
+    began = time.monotonic()
+    new.wait_for("fetch_chunk")
+    assert new.times("fetch_chunk")[0] - began < 2.5, "one second, and time for a machine that is busy"
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+
+
+@pytest.mark.spec("SW-8", "CQ-3")
+def test_a_chunk_that_a_neighbor_comes_to_hold_is_used_within_about_a_second(tracker, neighbor, run_peer, out):
+    growing = neighbor([0])
+    program = run_peer(tracker.port, out, ["--leave"])
+    growing.wait_for("chunks_query", 4)  # by then it is asked less often
+    began = time.monotonic()
+    growing.held += range(1, 9)
+    growing.wait_for("fetch_chunk", 2)
+    assert growing.times("fetch_chunk")[1] - began < 2.5
+    program.ends_with(0)
+    assert out.read_bytes() == DATA

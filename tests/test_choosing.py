@@ -1,0 +1,722 @@
+"""The policies, without network: which chunk to ask of whom, who is listed, how fast, what is refused.
+
+The only tests that import peer.py and tracker.py; all others speak with them over the wire. What is
+random here has a seed, and what needs a clock has one that the test sets.
+"""
+
+import random
+import socket
+import threading
+
+import pytest
+
+import peer
+import tracker
+from harness import content_id, describe, framed, some_bytes
+from messages_pb2 import File, Request, Response
+
+
+def bits(*indexes):
+    """The bitfield of these chunks."""
+    return sum(1 << index for index in set(indexes))
+
+
+def members(bitfield):
+    """The indexes in a bitfield, told one by one: slow, and another code than peer.indexes."""
+    return {index for index in range(bitfield.bit_length()) if bitfield >> index & 1}
+
+
+# Bitfields.
+
+
+def test_all_of_a_file_is_each_of_its_chunks():
+    assert [members(peer.all_of(count)) for count in (0, 1, 5)] == [set(), {0}, {0, 1, 2, 3, 4}]
+
+
+def test_indexes_come_lowest_first_also_far_up():
+    assert list(peer.indexes(bits(16_383, 0, 64, 63))) == [0, 63, 64, 16_383]
+    assert list(peer.indexes(0)) == []
+
+
+def test_any_of_nothing_is_none_and_any_of_one_is_that_one():
+    rng = random.Random(1)
+    assert peer.any_of(0, 10, rng) is None
+    assert all(peer.any_of(bits(3), 10, rng) == 3 for _ in range(50)), "the search goes on from the start at the end"
+
+
+def test_any_of_many_is_one_of_them_and_each_has_its_turn():
+    rng = random.Random(2)
+    assert {peer.any_of(bits(0, 4, 5, 9), 10, rng) for _ in range(300)} == {0, 4, 5, 9}
+
+
+# Rarest first.
+
+
+@pytest.mark.spec("SW-1")
+def test_the_chunk_that_the_fewest_hold_is_chosen_among_those_offered():
+    levels = [bits(0), bits(1, 2), bits(3), bits(4, 5)]
+    rng = random.Random(3)
+    assert peer.rarest_first(bits(3, 4), levels, 6, rng) == 3
+    assert peer.rarest_first(bits(4), levels, 6, rng) == 4
+    assert peer.rarest_first(0, levels, 6, rng) is None
+
+
+@pytest.mark.spec("SW-1")
+def test_equally_rare_chunks_all_have_their_turn():
+    levels = [0, bits(1, 3, 8), bits(0, 2)]
+    rng = random.Random(4)
+    assert {peer.rarest_first(peer.all_of(9), levels, 9, rng) for _ in range(300)} == {1, 3, 8}
+
+
+@pytest.mark.spec("SW-1", "FC-8")
+def test_choosing_agrees_with_counting_one_by_one():
+    rng = random.Random(5)
+    for _ in range(200):
+        count = rng.randint(1, 40)
+        picker = peer.Picker(count, held=rng.getrandbits(count), rng=rng)
+        lists = {neighbor: members(rng.getrandbits(count)) for neighbor in "abcde"}
+        for neighbor, listed in lists.items():
+            picker.add(neighbor, bits(*listed))
+        missing = set(range(count)) - members(picker.held)
+        for neighbor in "abcde":
+            offered = lists[neighbor] & missing - members(picker.asked)
+            index = picker.choose(neighbor, now=0)
+            if not offered:
+                assert index is None
+                continue
+            holders = {chunk: sum(chunk in listed for listed in lists.values()) for chunk in offered}
+            assert index in offered and holders[index] == min(holders.values())
+
+
+# The Picker's books.
+
+
+def check_books(picker, lists, count):
+    """What the picker knows is what can be counted from `lists`, a dict of neighbor to set of chunks."""
+    holders = [sum(chunk in listed for listed in lists.values()) for chunk in range(count)]
+    for level, chunks in enumerate(picker.levels):
+        assert members(chunks) == {chunk for chunk in range(count) if holders[chunk] == level}
+    assert max(holders, default=0) < len(picker.levels)
+    mine = members(picker.held)
+    for neighbor, listed in lists.items():
+        assert members(picker.wanted(neighbor)) == listed - mine
+    assert set(picker.useful()) == {neighbor for neighbor, listed in lists.items() if listed - mine}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_levels_stay_right_whatever_neighbors_say_take_back_or_leave(seed):
+    rng = random.Random(seed)
+    count = rng.choice([1, 7, 64, 65])
+    picker, lists = peer.Picker(count, rng=rng), {}
+    for _ in range(400):
+        neighbor = rng.randrange(8)
+        some = rng.getrandbits(count) & rng.getrandbits(count)
+        change = rng.choice(["add", "add", "withdraw", "forget", "arrived"])
+        if change == "add":
+            news = members(some) - lists.setdefault(neighbor, set())
+            assert picker.add(neighbor, some) == len(news)
+            lists[neighbor] |= news
+        elif change == "withdraw":
+            picker.withdraw(neighbor, some)
+            lists[neighbor] = lists.get(neighbor, set()) - members(some)
+        elif change == "forget":
+            picker.forget(neighbor)
+            lists.pop(neighbor, None)
+        elif some and rng.random() < 0.1:
+            picker.arrived(min(members(some)), 1.0)
+        check_books(picker, lists, count)
+
+
+@pytest.mark.spec("CQ-4")
+def test_what_a_neighbor_lists_is_added_to_what_it_listed_before():
+    picker = peer.Picker(4)
+    assert picker.add("a", bits(0, 1)) == 2
+    assert picker.add("a", bits(1, 2)) == 1
+    assert picker.add("a", bits(0, 1, 2)) == 0
+    assert picker.wanted("a") == bits(0, 1, 2)
+
+
+# Choosing, asking twice, letting go.
+
+
+@pytest.mark.spec("FC-8")
+def test_only_what_is_listed_missing_and_not_under_way_is_chosen():
+    picker = peer.Picker(4, held=bits(0))
+    assert picker.choose("stranger", 0) is None
+    picker.add("a", bits(0, 1, 2))
+    picker.add("b", bits(1, 2))
+    assert {picker.choose("a", 0), picker.choose("b", 0)} == {1, 2}
+    assert picker.choose("a", 0) is None, "1 and 2 are under way, 0 is held, 3 is nowhere"
+
+
+def test_a_chunk_whose_exchange_failed_can_be_asked_of_another():
+    picker = peer.Picker(1)
+    picker.add("a", bits(0))
+    picker.add("b", bits(0))
+    assert picker.choose("a", 5.0) == 0
+    assert picker.choose("b", 5.0) is None
+    assert picker.release("a", 0) == 5.0
+    assert picker.choose("b", 6.0) == 0
+
+
+@pytest.mark.spec("SW-5")
+def test_endgame_asks_a_second_neighbor_when_the_first_takes_twice_as_long_as_usual_and_never_a_third():
+    picker = peer.Picker(3, rng=random.Random(1))
+    for neighbor in "abc":
+        picker.add(neighbor, bits(0, 1))
+    picker.add("a", bits(2))
+    assert picker.choose("a", 0) == 2
+    picker.release("a", 2)
+    picker.arrived(2, 1.0)  # so an exchange takes one second here
+    under_way = {picker.choose("a", 10), picker.choose("a", 10)}
+    assert under_way == {0, 1}
+    assert picker.choose("b", 11.9) is None, "not yet late"
+    assert {picker.choose("b", 12.1), picker.choose("b", 12.1)} == under_way
+    assert picker.choose("c", 99) is None, "two are enough"
+    assert picker.choose("a", 99) is None and picker.choose("b", 99) is None, "nobody is asked twice for one chunk"
+
+
+@pytest.mark.spec("SW-5")
+def test_there_is_no_endgame_while_a_chunk_is_left_that_nobody_was_asked_for():
+    picker = peer.Picker(2, rng=random.Random(1))
+    picker.add("a", bits(0))
+    picker.add("b", bits(0, 1))
+    assert picker.choose("a", 0) == 0
+    assert picker.choose("b", 1000) == 1
+    picker.release("b", 1)
+    picker.arrived(1, 0.1)
+    assert picker.choose("b", 1000) == 0
+
+
+@pytest.mark.spec("SW-5")
+def test_without_experience_a_chunk_is_late_after_the_shortest_pause_not_at_once():
+    picker = peer.Picker(1)
+    picker.add("a", bits(0))
+    picker.add("b", bits(0))
+    picker.choose("a", 0)
+    assert picker.choose("b", peer.POLL_SECONDS[0] * 0.9) is None
+    assert picker.choose("b", peer.POLL_SECONDS[0] * 1.1) == 0
+
+
+def test_endgame_asks_only_those_who_have_the_chunk_and_only_for_what_is_missing():
+    picker = peer.Picker(2)
+    picker.add("a", bits(0))
+    picker.add("b", bits(1))
+    assert picker.choose("a", 0) == 0
+    assert picker.choose("b", 0) == 1
+    assert picker.choose("b", 1000) is None, "it has not the late one"
+    picker.add("b", bits(0))
+    picker.arrived(0, 1.0)
+    assert picker.choose("b", 1000) is None, "what has come is not late any more"
+
+
+def test_a_chunk_asked_for_twice_stays_under_way_until_both_exchanges_have_ended():
+    picker = peer.Picker(1)
+    for neighbor in "abc":
+        picker.add(neighbor, bits(0))
+    picker.choose("a", 0)
+    picker.choose("b", 50)
+    assert picker.release("a", 0) == 0
+    assert picker.asked == bits(0)
+    assert picker.choose("c", 50) is None, "the second has only just been asked"
+    assert picker.choose("c", 100) == 0, "again two are under way"
+    picker.release("b", 0)
+    picker.release("c", 0)
+    assert picker.asked == 0 and picker.under_way == {}
+
+
+@pytest.mark.spec("FC-12")
+def test_a_chunk_that_arrives_twice_counts_once():
+    picker = peer.Picker(2)
+    assert picker.arrived(0, 1.0) is True
+    assert picker.arrived(0, 1.0) is False
+    assert picker.held == bits(0) and not picker.complete()
+    assert picker.arrived(1, 1.0) is True
+    assert picker.complete()
+
+
+def test_what_is_typical_follows_the_last_exchanges():
+    picker = peer.Picker(100)
+    picker.arrived(0, 8.0)
+    assert picker.typical == 8.0
+    for index in range(1, 50):
+        picker.arrived(index, 1.0)
+    assert 1.0 <= picker.typical < 1.1
+
+
+def test_a_file_of_no_chunks_is_complete_and_asks_for_nothing():
+    picker = peer.Picker(0)
+    picker.add("a", 0)
+    assert picker.complete() and picker.choose("a", 0) is None and picker.useful() == []
+
+
+# Who may be dialled.
+
+
+def several(count):
+    return [("10.0.0.1", port) for port in range(1, count + 1)]
+
+
+@pytest.mark.spec("SW-6")
+def test_the_pause_before_an_address_is_dialled_again_doubles_with_each_failure_up_to_a_bound():
+    contacts, (address,) = peer.Contacts(), several(1)
+    contacts.add(address)
+    assert contacts.ready(0.0, {}) == [address]
+    pauses = []
+    for _ in range(12):
+        contacts.left(address, 100.0, failed=True)
+        pauses.append(contacts.retry_at[address] - 100.0 if not contacts.ready(100.0, {}) else 0)
+        contacts.retry_at[address] = 0.0
+    assert pauses[0] >= peer.REDIAL_SECONDS[0] and pauses[-1] == peer.REDIAL_SECONDS[1]
+    assert all(later == min(2 * earlier, peer.REDIAL_SECONDS[1]) for earlier, later in zip(pauses, pauses[1:]))
+
+
+@pytest.mark.spec("SW-6")
+def test_an_address_that_gave_a_chunk_begins_anew_with_short_pauses():
+    contacts, (address,) = peer.Contacts(), several(1)
+    contacts.add(address)
+    for _ in range(8):
+        contacts.left(address, 0.0, failed=True)
+    contacts.gave(address)
+    contacts.left(address, 1000.0, failed=True)
+    assert contacts.ready(1000.0 + 2 * peer.REDIAL_SECONDS[0], {}) == [address]
+
+
+def test_those_that_were_never_tried_are_dialled_first_and_neighbors_not_again():
+    contacts, (tried, neighbor, new, other) = peer.Contacts(), several(4)
+    for address in (tried, neighbor, new, other):
+        contacts.add(address)
+    contacts.left(tried, 0.0, failed=False)
+    ready = contacts.ready(1000.0, {neighbor: None})
+    assert set(ready[:2]) == {new, other} and ready[2:] == [tried]
+
+
+@pytest.mark.spec("FC-9", "FC-10")
+def test_a_ban_outlasts_time_other_failures_being_listed_again_and_the_need_for_room(monkeypatch):
+    monkeypatch.setattr(peer, "MAX_CONTACTS", 3)
+    contacts, (liar, *others) = peer.Contacts(), several(9)
+    contacts.add(liar)
+    contacts.ban(liar)
+    contacts.left(liar, 0.0, failed=False)  # its other connection
+    contacts.left(liar, 0.0, failed=True)
+    contacts.left(liar, 0.0, failed=True)
+    for address in others:
+        contacts.add(address)
+        contacts.left(address, 0.0, failed=True)
+    contacts.add(liar)
+    assert contacts.banned(liar) and liar not in contacts.ready(1e12, {})
+    assert not contacts.banned(others[0])
+
+
+@pytest.mark.spec("PL-4")
+@pytest.mark.fault(18)
+def test_of_too_many_addresses_those_that_failed_most_give_way_and_good_ones_stay(monkeypatch):
+    monkeypatch.setattr(peer, "MAX_CONTACTS", 3)
+    contacts, (good, poor, worse, new, *others) = peer.Contacts(), several(9)
+    for address, failures in [(good, 0), (poor, 1), (worse, 2)]:
+        contacts.add(address)
+        for _ in range(failures):
+            contacts.left(address, 0.0, failed=True)
+    contacts.add(new)
+    assert set(contacts.ready(1e9, {})) == {good, poor, new}
+    for address in others:
+        contacts.add(address)
+    known = contacts.ready(1e9, {})
+    assert len(known) == 3 and {good, new} < set(known), "the one that had failed made room for one, and the others were passed over"
+
+
+# The tracker's table, with a clock that the test sets.
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+A, B, C = ("10.0.0.1", 5000), ("10.0.0.2", 5000), ("10.0.0.1", 5001)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def swarm(clock):
+    return tracker.Swarm(10.0, clock)
+
+
+@pytest.mark.spec("AP-1", "AP-3")
+def test_a_lease_lasts_as_long_as_it_says_and_starts_again_with_each_proof(swarm, clock):
+    assert swarm.renew(A) is True
+    clock.now += 9.9
+    assert swarm.peers() == [A]
+    assert swarm.renew(A) is False
+    clock.now += 9.9
+    assert swarm.peers() == [A]
+    clock.now += 0.1
+    assert swarm.peers() == [], "not swept yet, and left out all the same"
+
+
+@pytest.mark.spec("JN-5")
+def test_a_peer_is_listed_once_however_often_it_joins_and_again_on_another_port(swarm):
+    for _ in range(3):
+        swarm.renew(A)
+    swarm.renew(C)
+    assert sorted(swarm.peers()) == [A, C]
+
+
+@pytest.mark.spec("AP-3")
+def test_sweeping_takes_out_those_whose_lease_ran_out_and_no_other(swarm, clock):
+    swarm.renew(A)
+    clock.now += 4
+    swarm.renew(B)
+    clock.now += 4
+    swarm.renew(A)  # so B is the first to go, though A was the first to come
+    assert swarm.sweep() == []
+    clock.now += 6
+    assert swarm.sweep() == [B]
+    assert swarm.peers() == [A]
+    clock.now += 4
+    assert swarm.sweep() == [A] and swarm.sweep() == []
+
+
+@pytest.mark.spec("AP-2")
+def test_a_peer_that_was_swept_is_new_when_it_proves_again(swarm, clock):
+    swarm.renew(A)
+    clock.now += 11
+    assert swarm.sweep() == [A]
+    assert swarm.renew(A) is True
+    assert swarm.peers() == [A]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_table_agrees_with_a_plain_dictionary_of_times(clock, swarm, seed):
+    rng, last = random.Random(seed), {}
+    for _ in range(500):
+        address = f"10.0.0.{rng.randrange(4)}", rng.randrange(1, 4)
+        change = rng.choice(["renew", "renew", "wait", "sweep"])
+        if change == "renew":
+            assert swarm.renew(address) == (address not in last)
+            last[address] = clock.now
+        elif change == "wait":
+            clock.now += rng.choice([0, 1, 3])
+        else:
+            expired = {address for address, at in last.items() if at + 10 <= clock.now}
+            assert set(swarm.sweep()) == expired
+            last = {address: at for address, at in last.items() if address not in expired}
+        assert set(swarm.peers()) == {address for address, at in last.items() if at + 10 > clock.now}
+        assert swarm.per_ip == {host: sum(1 for known, _ in last if known == host) for host in {host for host, _ in last}}
+
+
+@pytest.mark.spec("JN-7")
+@pytest.mark.fault(18)
+def test_one_ip_gets_no_more_than_its_share_and_takes_no_other_ips_place(swarm, monkeypatch):
+    monkeypatch.setattr(tracker, "MAX_PEERS_PER_IP", 3)
+    for port in (1, 2, 3):
+        swarm.renew(("10.0.0.1", port))
+    with pytest.raises(tracker.Full):
+        swarm.renew(("10.0.0.1", 4))
+    assert swarm.renew(("10.0.0.1", 3)) is False, "whoever is listed may go on"
+    assert swarm.renew(B) is True
+    assert len(swarm.peers()) == 4
+
+
+@pytest.mark.spec("JN-7")
+@pytest.mark.fault(18)
+def test_the_table_is_bounded_and_has_room_again_after_a_sweep(swarm, clock, monkeypatch):
+    monkeypatch.setattr(tracker, "MAX_PEERS", 2)
+    swarm.renew(A)
+    clock.now += 5
+    swarm.renew(B)
+    with pytest.raises(tracker.Full):
+        swarm.renew(("10.0.0.3", 1))
+    clock.now += 5
+    swarm.sweep()
+    assert swarm.renew(("10.0.0.3", 1)) is True
+
+
+@pytest.mark.spec("JN-7", "PL-4", "WF-13", "SW-8")
+def test_the_bounds_are_those_of_the_spec():
+    assert (tracker.MAX_PEERS, tracker.MAX_PEERS_PER_IP) == (100_000, 1_000)
+    assert (peer.MAX_NEIGHBORS, peer.UPLOAD_SLOTS, peer.MAX_CONNECTIONS, peer.MAX_REQUEST) == (50, 2, 512, 65_536)
+    assert (peer.LEASE_SECONDS, peer.FRAME_SECONDS, peer.IDLE_SECONDS, peer.LOST_SECONDS) == (10, 10, 60, 60)
+    assert peer.REFRESH_SECONDS <= 1 and peer.POLL_SECONDS[1] <= 1 and peer.MAX_BROKEN_PROMISES == 3
+
+
+# Pace and Repeat.
+
+
+class Time:
+    """Stands for the module time: sleeping is what makes it pass."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def fake_time(monkeypatch):
+    fake = Time()
+    monkeypatch.setattr(peer, "time", fake)
+    return fake
+
+
+@pytest.mark.spec("CL-14")
+@pytest.mark.parametrize("rate", [1000, 256 * 1024, 50 << 20])
+def test_a_pace_keeps_to_its_rate(fake_time, rate):
+    pace = peer.Pace(rate)
+    taken = 0
+    while fake_time.now < 5:
+        pace.take(pace.slice)
+        taken += pace.slice
+    assert taken / fake_time.now == pytest.approx(rate, rel=0.03)
+
+
+@pytest.mark.spec("CL-14")
+def test_a_pause_is_not_made_up_for_by_a_burst(fake_time):
+    pace = peer.Pace(1000)
+    fake_time.now += 3600
+    began = fake_time.now
+    pace.take(1000)
+    assert fake_time.now - began == pytest.approx(1 - peer.PACE_BURST)
+
+
+@pytest.mark.spec("CL-14")
+def test_a_caller_that_is_slower_than_the_pace_never_waits(fake_time):
+    pace = peer.Pace(1000)
+    for _ in range(100):
+        fake_time.now += 0.2
+        before = fake_time.now
+        pace.take(10)
+        assert fake_time.now == before
+
+
+def test_what_is_sent_at_a_time_is_fifty_milliseconds_worth_within_bounds():
+    assert [peer.Pace(rate).slice for rate in (1, 20_000, 1 << 30)] == [1, 1000, 65_536]
+
+
+def test_a_repeat_calls_again_and_again_until_it_is_stopped():
+    called = threading.Semaphore(0)
+    repeat = peer.Repeat(0.01, called.release)
+    repeat.start()
+    assert all(called.acquire(timeout=10) for _ in range(3))
+    repeat.stop()
+    # that no thread is left behind is checked after every test
+
+
+def test_a_repeat_that_is_stopped_by_its_own_action_or_before_it_starts_does_not_go_on():
+    calls = []
+    done = threading.Event()
+
+    def action():
+        calls.append(1)
+        repeat.stop()
+        done.set()
+
+    repeat = peer.Repeat(0.01, action)
+    repeat.start()
+    assert done.wait(10)
+    repeat.timer.join(10)
+    repeat.start()
+    assert not repeat.timer.is_alive() and calls == [1]
+
+
+def test_the_timers_of_a_repeat_do_not_keep_the_program_from_ending():
+    repeat = peer.Repeat(60, lambda: None)
+    repeat.start()
+    try:
+        assert repeat.timer.daemon
+    finally:
+        repeat.stop()
+
+
+# Numbers and chunks as protobuf writes them.
+
+
+NUMBERS = [0, 1, 127, 128, 300, 16_383, 16_384, 262_144, 2**32, 2**63, 2**64 - 1]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_varint_is_what_protobuf_writes_and_reads_back_from_any_place(number):
+    if number:  # protobuf leaves out a zero
+        assert b"\x08" + peer.varint(number) == Request.FetchChunk(chunk_id=number).SerializeToString()
+    text = b"xyz" + peer.varint(number) + b"\x01"
+    assert peer.read_varint(text, 3) == (number, len(text) - 1)
+
+
+@pytest.mark.parametrize("text", [b"", b"\x80", b"\xff\xff\xff", b"\xff" * 11], ids=["nothing", "cut_off", "cut_off_later", "too_long"])
+def test_what_is_no_varint_is_read_as_none(text):
+    assert peer.read_varint(b"ab" + text, 2) == (None, 2)
+
+
+@pytest.mark.spec("FC-1", "WF-1")
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16_384, 262_144])
+def test_the_hand_made_head_and_the_bytes_are_the_frame_that_protobuf_would_make(size):
+    chunk = some_bytes(size)
+    assert peer.chunk_head(size) + chunk == framed(Response(chunk=chunk))
+    assert peer.chunk_in(memoryview(Response(chunk=chunk).SerializeToString())) == chunk
+
+
+@pytest.mark.spec("WF-11", "WF-12")
+def test_a_frame_with_anything_but_a_chunk_is_left_to_protobuf():
+    for body in (b"", b"\x2a", b"\x2a\x05abc", b"\x2a\x80", b"\x2a\x02abc", b"\x12\x02\x40\x06",
+                 Response(chunk=b"abc").SerializeToString() + b"\x80\x01\x00"):
+        assert peer.chunk_in(memoryview(body)) is None
+
+
+def test_the_short_way_to_a_chunk_never_disagrees_with_protobuf():
+    rng = random.Random(7)
+    for _ in range(2000):
+        body = bytearray(Response(chunk=rng.randbytes(rng.choice([0, 3, 130]))).SerializeToString() + rng.randbytes(rng.choice([0, 0, 1])))
+        for _ in range(rng.randrange(3)):
+            body[rng.randrange(min(4, len(body)))] = rng.randrange(256)
+        chunk = peer.chunk_in(memoryview(body))
+        if chunk is not None:
+            assert Response.FromString(bytes(body)).chunk == bytes(chunk)
+
+
+# Addresses and names.
+
+
+@pytest.mark.parametrize("text, address", [
+    ("127.0.0.1:5000", ("127.0.0.1", 5000)), ("[::1]:8000", ("::1", 8000)), ("host.example:1", ("host.example", 1)),
+    ("10.9.9.9:65535", ("10.9.9.9", 65535)), ("[fe80::1]:80", ("fe80::1", 80))])
+def test_an_address_is_read_and_written_alike(text, address):
+    assert peer.parse_address(text) == address
+    assert peer.format_address(address) == text
+    assert peer.format_address((*address, 0, 0)) == text, "as IPv6 sockets tell it"
+
+
+@pytest.mark.spec("JN-4", "PL-4")
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("text", [
+    "", "foo", ":80", "[]:80", "1.2.3.4", "1.2.3.4:", "1.2.3.4:0", "1.2.3.4:65536", "1.2.3.4:70000", "1.2.3.4:-1", "1.2.3.4:+1", "1.2.3.4: 80",
+    "1.2.3.4:8_0", "1.2.3.4:٣", "1.2.3.4:000080", "::1:80", "[::1]", "[::1]80", "[::1:80"])
+def test_what_is_not_an_address_is_refused_with_what_was_expected(text):
+    with pytest.raises(ValueError, match="expected"):
+        peer.parse_address(text)
+
+
+@pytest.mark.spec("JN-4", "PL-4")
+@pytest.mark.parametrize("text", [
+    "localhost:80", "1.2.3:80", "256.1.1.1:80", "1.2.3.4.5:80", "[1::2::3]:80", "[localhost]:80", "1.2.3.4\0:80", "\ud800:80", "é:80"])
+def test_over_the_network_only_literal_ip_addresses_count(text):
+    with pytest.raises(ValueError, match="expected"):
+        peer.parse_ip_address(text)
+
+
+@pytest.mark.spec("JN-4", "PL-4")
+def test_literal_addresses_of_both_families_are_taken():
+    assert peer.parse_ip_address("1.2.3.4:80") == ("1.2.3.4", 80)
+    assert peer.parse_ip_address("[2001:db8::1]:80") == ("2001:db8::1", 80)
+
+
+def test_a_name_is_not_looked_up_for_a_stranger(monkeypatch):
+    def look_up(*args, **kwargs):
+        raise AssertionError("a name was looked up")
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(ValueError):
+        peer.parse_ip_address("example.com:80")
+
+
+@pytest.mark.parametrize("host, plain", [
+    ("::ffff:1.2.3.4", "1.2.3.4"), ("1.2.3.4", "1.2.3.4"), ("::1", "::1"), ("fe80::1%eth0", "fe80::1"), ("::ffff", "::ffff")])
+def test_an_ipv4_address_is_told_as_one_whatever_socket_it_came_through(host, plain):
+    assert peer.plain_ip(host) == plain
+
+
+@pytest.mark.spec("FD-5")
+@pytest.mark.fault(41)
+@pytest.mark.parametrize("name, shown", [
+    ("a b.bin", "a b.bin"), ("größe 漢字 🙂", "größe 漢字 🙂"), ("a\nb\r\t", "a\\nb\\r\\t"), ("\x1b[31mred", "\\x1b[31mred"), ("\0", "\\x00"),
+    ("\u202egnp.exe", "\\u202egnp.exe"), ("\x9b1m", "\\x9b1m"), ("\udcff", "\\udcff"), ("", "")])
+def test_a_name_cannot_move_the_cursor_nor_hide_a_letter(name, shown):
+    assert peer.show_name(name) == shown
+
+
+# Sizes and descriptions.
+
+
+@pytest.mark.parametrize("text, size", [
+    ("1", 1), ("262144", 262_144), ("256K", 262_144), ("256k", 262_144), ("1.5M", 1_572_864), ("2G", 2 << 30), ("0.5K", 512)])
+def test_a_size_is_read_in_powers_of_1024(text, size):
+    assert peer.size_in_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "K", "0", "-1", "0.2", "x", "1T", "1KK", "nan", "inf", "1e999", "1 000", "0x10"])
+def test_what_is_not_a_size_is_refused_with_what_was_expected(text):
+    with pytest.raises(peer.argparse.ArgumentTypeError, match="expected a size"):
+        peer.size_in_bytes(text)
+
+
+MAX = 16 << 20
+
+
+def file(size, chunk_size, digests):
+    return File(name="f", size=size, chunk_size=chunk_size, digests=bytes(32) * digests)
+
+
+@pytest.mark.spec("FD-1", "FD-3")
+@pytest.mark.parametrize("message, count", [
+    (file(0, 262_144, 0), 0), (file(1, 262_144, 1), 1), (file(262_144, 262_144, 1), 1), (file(262_145, 262_144, 2), 2),
+    (file(16_384, 1, 16_384), 16_384), (file(MAX * 3, MAX, 3), 3)],
+    ids=["no_bytes", "one_byte", "one_chunk", "one_byte_more", "as_many_chunks_as_may_be", "as_large_chunks_as_may_be"])
+def test_a_description_that_agrees_is_taken(message, count):
+    assert peer.Description.from_message(message).count == count
+
+
+@pytest.mark.spec("FD-3")
+@pytest.mark.fault(42)
+@pytest.mark.parametrize("message", [
+    File(), file(0, 262_144, 1), file(10, 0, 1), file(10, MAX + 1, 1), file(262_145, 262_144, 1), file(10, 262_144, 2), file(16_385, 1, 16_385),
+    file(2**60, MAX, 1), file(2**64 - 1, 2**64 - 1, 1), File(size=1, chunk_size=1, digests=bytes(31)), File(size=1, chunk_size=1, digests=bytes(33))],
+    ids=["empty", "a_digest_of_nothing", "chunks_of_no_bytes", "chunk_too_large", "a_digest_too_few", "a_digest_too_many", "too_many_chunks",
+         "an_exbibyte", "all_ones", "a_digest_cut_short", "a_byte_too_many"])
+def test_a_description_that_does_not_agree_is_refused_with_exit_code_4(message):
+    with pytest.raises(peer.Fatal, match="expected") as refusal:
+        peer.Description.from_message(message)
+    assert refusal.value.code == 4
+
+
+@pytest.mark.spec("FD-4")
+def test_the_content_id_is_that_of_the_spec_s_example():
+    of_abc = peer.Description.from_message(describe(b"abc"))
+    assert of_abc.content_id.hex() == "a352fc223dd00678c6d60ca5ea0a591257dd32c5b7b754cce0a3492f065f324f"
+    assert of_abc.content_id == content_id(describe(b"abc"))
+    assert peer.Description.from_message(describe(b"abc", name="other")).content_id == of_abc.content_id, "the name is no content"
+
+
+@pytest.mark.spec("FC-2", "FC-4")
+def test_chunks_are_found_by_their_offset_and_by_nothing_else():
+    found = peer.Description.from_message(describe(some_bytes(2500), 1000))
+    assert [found.index(chunk_id) for chunk_id in (0, 1000, 2000)] == [0, 1, 2]
+    assert [found.index(chunk_id) for chunk_id in (1, 999, 1001, 2500, 3000, 2**63, 2**64 - 1)] == [None] * 7
+    assert [found.length(index) for index in range(3)] == [1000, 1000, 500]
+    assert b"".join(found.digest(index) for index in range(3)) == describe(some_bytes(2500), 1000).digests
+
+
+@pytest.mark.spec("FD-2")
+def test_the_chunk_size_is_doubled_until_there_are_few_enough_chunks():
+    fit = tracker.fitting_chunk_size
+    assert fit(0, 262_144) == fit(16_384 * 262_144, 262_144) == 262_144
+    assert fit(16_384 * 262_144 + 1, 262_144) == 524_288
+    assert fit(16_384 * 3 + 1, 3) == 6
+    assert fit(16_384 * MAX, 262_144) == MAX
+    with pytest.raises(peer.Fatal) as refusal:
+        fit(16_384 * MAX + 1, 262_144)
+    assert refusal.value.code == 8
+
+
+@pytest.mark.spec("SW-7")
+def test_missing_chunks_are_named_but_not_thousands_of_them():
+    found = peer.Description.from_message(describe(bytes(20), 1))
+    assert peer.name_chunks(bits(3, 19), found) == "2 of 20 chunks (3, 19)"
+    assert peer.name_chunks(peer.all_of(20), found).endswith("7 and 12 more)")

@@ -1,0 +1,793 @@
+"""What a network, other peers and a tracker do wrong, and what must happen then: one test or a few for each row.
+
+The numbers are those of the list of faults (see conftest.py). The other side is a fake that is honest
+but for one fault; the program under test is a process, with its times made short where a test would
+have to wait for them.
+"""
+
+import ast
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+
+import pytest
+
+from harness import (ROOT, SECONDS, ask, chunks_query, connect, eventually, fetch_chunk, framed, is_closed, join,
+                     peer_list, some_bytes, split)
+import messages_pb2 as pb
+from messages_pb2 import Response
+
+KIB = 1024
+CHUNK = 16 * KIB
+DATA = some_bytes(8 * CHUNK + 1000)  # nine chunks, the last one short
+QUICK = "peer.REFRESH_SECONDS = peer.PEER_LIST_SECONDS = 0.05; peer.REDIAL_SECONDS = (0.02, 0.1); "
+
+
+def never(request, sock):
+    """An answer that does not come, until the asker has given up."""
+    sock.recv(1)
+
+
+def bad(code):
+    return Response(bad=Response.Bad(code=code, reason="as the test wants it"))
+
+
+def first(fault, then):
+    """An answer that is `fault` the first time, and honest from then on."""
+    turns = [fault]
+    return lambda request, sock: (turns.pop() if turns else then)(request, sock)
+
+
+def after(event, then):
+    """An answer that waits for an event."""
+    return lambda request, sock: event.wait(SECONDS) and then(request, sock)
+
+
+def held(address):
+    """The chunk ids that a peer lists."""
+    return ask(address, chunks_query()).chunks_query.chunk_ids
+
+
+def busy_until(event, fake):
+    """An answer that is BUSY until the event, and honest then."""
+    return lambda request, sock: fake.on_fetch_chunk(request, sock) if event.is_set() else bad(pb.BUSY)
+
+
+def happened(path):
+    """The events that a program has written."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def tracker(fake_tracker):
+    return fake_tracker(DATA, chunk_size=CHUNK)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out.bin"
+
+
+@pytest.fixture
+def leecher(run_patched, tracker, out):
+    """leecher(changes, ...): a peer under test that leaves when it is complete."""
+    return lambda changes="", *extra: run_patched("peer", changes or "pass", [f"127.0.0.1:{tracker.port}", out, "--leave", *extra])
+
+
+@pytest.fixture
+def neighbor(fake_peer, tracker):
+    """neighbor(): a fake peer that the tracker lists."""
+    def make(held=None):
+        fake = fake_peer(DATA, held, chunk_size=CHUNK)
+        tracker.peers.append(fake.address)
+        return fake
+    return make
+
+
+@pytest.fixture
+def gate():
+    """An event for fakes to wait for; it comes at the latest when the test ends."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+# Row 10: bytes that are not the chunk's.
+
+
+LIES = {
+    "wrong_bytes": lambda chunks, index: bytes(byte ^ 0xFF for byte in chunks[index]),
+    "one_wrong_bit": lambda chunks, index: chunks[index][:-1] + bytes([chunks[index][-1] ^ 1]),
+    "one_byte_short": lambda chunks, index: chunks[index][:-1],
+    "one_byte_long": lambda chunks, index: chunks[index] + b"x",
+    "another_chunk": lambda chunks, index: chunks[(index + 1) % 8],
+    "nothing": lambda chunks, index: b"",
+}
+
+
+@pytest.mark.fault(10)
+@pytest.mark.spec("FC-9", "CQ-1")
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_a_wrong_chunk_is_not_written_not_offered_and_its_sender_never_asked_again(tracker, neighbor, leecher, out, gate, lie):
+    liar, honest = neighbor(), neighbor()
+    liar.answers["fetch_chunk"] = lambda request, sock: Response(chunk=lie(liar.chunks, request.chunk_id // CHUNK))
+    honest.answers["fetch_chunk"] = after(gate, honest.on_fetch_chunk)
+    program = leecher(QUICK)
+    liar.wait_for("fetch_chunk")
+    program.wait_for("banned " + liar.address)
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 4)  # each one is followed by dialling whoever may be dialled
+    assert not any((out.parent / "out.bin.part").read_bytes()), "it was written"
+    assert not held(tracker.joiner()), "it is offered"
+    gate.set()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+    assert len(liar.connections) == 1 and liar.count("fetch_chunk") == 1
+
+
+# Row 11: promises that are not kept.
+
+
+@pytest.mark.fault(11)
+@pytest.mark.spec("FC-10")
+@pytest.mark.parametrize("code", [pb.NOT_HELD, 99], ids=["not_held", "a_code_of_tomorrow"])
+def test_a_neighbor_that_refuses_three_listed_chunks_in_a_row_is_banned(tracker, neighbor, leecher, out, gate, code):
+    boaster, honest = neighbor(), neighbor()
+    boaster.answers["fetch_chunk"] = lambda request, sock: bad(code)
+    honest.answers["fetch_chunk"] = after(gate, honest.on_fetch_chunk)
+    program = leecher(QUICK)
+    program.wait_for("banned " + boaster.address)
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 4)
+    gate.set()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+    assert len(boaster.connections) == 1 and boaster.count("fetch_chunk") == 3
+    assert len(set(boaster.fetched())) == 3, "what was refused is not asked for again"
+
+
+@pytest.mark.fault(11)
+@pytest.mark.spec("FC-10")
+def test_a_chunk_that_is_given_makes_good_for_two_that_were_refused(neighbor, leecher, out, gate):
+    moody, other = neighbor(), neighbor()
+
+    def two_of_three_are_refused(request, sock):
+        other.wait_for("fetch_chunk")  # so that it is not the only useful neighbor, and is asked for one chunk at a time
+        return moody.on_fetch_chunk(request, sock) if moody.count("fetch_chunk") % 3 == 0 else bad(pb.NOT_HELD)
+
+    moody.answers["fetch_chunk"] = two_of_three_are_refused
+    other.answers["fetch_chunk"] = busy_until(gate, other)
+    program = leecher()
+    moody.wait_for("fetch_chunk", 9)
+    gate.set()
+    assert "banned" not in program.ends_with(0)
+    assert out.read_bytes() == DATA
+
+
+# Row 12: answers that do not come, or not whole.
+
+
+def part_of(request, sock):
+    """Half of an answer."""
+    chunk = Response(chunk=split(DATA, CHUNK)[request.chunk_id // CHUNK])
+    sock.sendall(framed(chunk)[:500])
+
+
+def closes(request, sock):
+    part_of(request, sock)
+
+
+def resets(request, sock):
+    part_of(request, sock)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def stalls_in_the_length(request, sock):
+    sock.sendall(bytes(3))
+    sock.recv(1)
+
+
+def drips(request, sock):
+    part_of(request, sock)
+    while True:
+        sock.sendall(b"x")
+        time.sleep(0.05)
+
+
+@pytest.mark.fault(12)
+@pytest.mark.spec("FC-11")
+@pytest.mark.parametrize("fault", [never, stalls_in_the_length, closes, resets, drips])
+def test_an_exchange_that_does_not_end_is_given_up_and_the_chunk_asked_for_again(neighbor, leecher, out, fault):
+    alone = neighbor()
+    alone.answers["fetch_chunk"] = first(fault, alone.on_fetch_chunk)
+    program = leecher(QUICK + "peer.FRAME_SECONDS = 0.4; peer.SLOWEST_LINK = 1 << 20")
+    program.ends_with(0, seconds=8)
+    assert out.read_bytes() == DATA
+    assert len(alone.connections) >= 2
+    assert alone.fetched().count(alone.fetched()[0]) == 2
+
+
+@pytest.mark.fault(12)
+@pytest.mark.spec("FC-11")
+def test_silence_in_the_middle_of_a_chunk_is_borne_for_as_long_as_before_it_and_at_most_twice(neighbor, leecher, out):
+    alone, waited = neighbor(), []
+
+    def stalls(request, sock):
+        part_of(request, sock)
+        began = time.monotonic()
+        sock.recv(1)
+        waited.append(time.monotonic() - began)
+
+    alone.answers["fetch_chunk"] = first(stalls, alone.on_fetch_chunk)
+    leecher(QUICK + "peer.FRAME_SECONDS = 1.2; peer.SLOWEST_LINK = 1024").ends_with(0)
+    assert out.read_bytes() == DATA
+    assert 1 < waited[0] < 4, "silence for 1.2 s, or twice that, ends the exchange"
+
+
+@pytest.mark.fault(12)
+@pytest.mark.spec("FC-11")
+def test_the_time_for_a_short_answer_is_short(fake_tracker, fake_peer, run_patched, out):
+    """0.4 s and one second for each 8 KiB: half a second for this chunk, and not the time for the longest answer."""
+    data = some_bytes(500)
+    alone = fake_peer(data)
+    tracker = fake_tracker(data, [alone.address])
+
+    def drip(request, sock):
+        for byte in framed(Response(chunk=data)):
+            sock.sendall(bytes([byte]))
+            time.sleep(0.02)
+
+    alone.answers["fetch_chunk"] = first(drip, alone.on_fetch_chunk)  # this would take ten seconds
+    changes = QUICK + "peer.FRAME_SECONDS = 0.4; peer.SLOWEST_LINK = 8192"
+    program = run_patched("peer", changes, [f"127.0.0.1:{tracker.port}", out, "--leave"])
+    program.ends_with(0, seconds=5)
+    assert out.read_bytes() == data
+
+
+@pytest.mark.fault(12)
+@pytest.mark.spec("WF-10", "FC-11")
+@pytest.mark.parametrize("request_name", ["chunks_query", "fetch_chunk"])
+def test_a_neighbor_that_never_answers_holds_up_nobody_else(neighbor, leecher, out, request_name):
+    silent, honest = neighbor(), neighbor()
+    silent.answers[request_name] = never
+    honest.answers["chunks_query"] = lambda request, sock: silent.wait_for(request_name) and honest.on_chunks_query(request, sock)
+    leecher().ends_with(0, seconds=6)  # the silent one is waited for ten seconds
+    assert out.read_bytes() == DATA
+
+
+@pytest.mark.fault(12)
+@pytest.mark.spec("SW-1", "FC-11")
+def test_with_the_largest_chunks_too_a_silent_neighbor_holds_up_nobody_else(fake_tracker, fake_peer, run_peer, out):
+    size = 16 << 20
+    data = bytes(size) + b"the end"
+    silent, honest = fake_peer(data, chunk_size=size), fake_peer(data, chunk_size=size)
+    silent.answers["fetch_chunk"] = never
+    honest.answers["chunks_query"] = lambda request, sock: silent.wait_for("fetch_chunk") and honest.on_chunks_query(request, sock)
+    tracker = fake_tracker(data, [silent.address, honest.address], chunk_size=size)
+    run_peer(tracker.port, out, ["--leave"]).ends_with(0, seconds=7)  # the silent one is waited for ten seconds
+    assert out.read_bytes() == data
+
+
+# Row 13: a receiver that stops reading.
+
+
+BIG = 16 << 20  # more than fits into the buffers of a connection
+
+
+@pytest.fixture
+def seeder(fake_tracker, run_patched, out):
+    """seeder(changes): the address of a peer under test that holds a chunk of 16 MiB and one of five bytes."""
+    def start(changes):
+        data = bytes(BIG) + b"small"
+        out.write_bytes(data)
+        tracker = fake_tracker(data, chunk_size=BIG)
+        start.program = run_patched("peer", changes, [f"127.0.0.1:{tracker.port}", out])
+        address = tracker.joiner()
+        start.program.wait_for("complete")
+        return address
+    return start
+
+
+@pytest.mark.fault(13)
+@pytest.mark.spec("FC-6", "FC-14")
+def test_those_who_stop_reading_lose_their_upload_slots(seeder):
+    address = seeder("peer.FRAME_SECONDS = 0.5")
+    with connect(address) as one, connect(address) as two:
+        for sock in (one, two):
+            sock.sendall(framed(fetch_chunk(0)))
+            assert sock.recv(9)  # it has its slot
+        assert ask(address, fetch_chunk(BIG, busy_ok=True)).bad.code == pb.BUSY
+        assert ask(address, fetch_chunk(BIG)).chunk == b"small", "one that waits for its turn gets it"
+        assert ask(address, fetch_chunk(0)).chunk == bytes(BIG)
+
+
+@pytest.mark.fault(13)
+@pytest.mark.spec("FC-14")
+def test_one_who_reads_too_slowly_loses_its_upload_slot(seeder):
+    """0.9 s and one second for each 64 MiB: little more than a second, however steadily it reads."""
+    address = seeder("peer.UPLOAD_SLOTS = 1; peer.FRAME_SECONDS = 0.9; peer.SLOWEST_LINK = 64 << 20")
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * KIB)  # so that what it takes is seen at once
+        slow.connect(("127.0.0.1", int(address.rsplit(":", 1)[1])))
+        slow.sendall(framed(fetch_chunk(0)))
+        assert slow.recv(9)
+        assert ask(address, fetch_chunk(BIG, busy_ok=True)).bad.code == pb.BUSY
+        give_up = time.monotonic() + 4  # all of the chunk would take seven seconds
+        while ask(address, fetch_chunk(BIG, busy_ok=True)).WhichOneof("type") == "bad":
+            assert time.monotonic() < give_up, "it still holds the slot"
+            slow.recv(48 * KIB)
+            time.sleep(0.02)
+
+
+# Row 14: connections that say nothing, or half a word.
+
+
+@pytest.mark.fault(14)
+@pytest.mark.spec("WF-10", "WF-13", "CL-9")
+def test_more_idle_connections_than_there_is_room_for_are_bounded_and_hold_up_neither_the_others_nor_the_end(tracker, run_peer, out):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < 2048:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2048 if hard < 0 else min(2048, hard), hard))
+    program = run_peer(tracker.port, out)
+    address = tracker.joiner()
+    idle = []
+    try:
+        for _ in range(540):
+            idle.append(connect(address))
+        assert ask(address, chunks_query()).WhichOneof("type") == "chunks_query"
+        assert all(is_closed(sock) for sock in idle[:20]), "those who have waited longest make room"
+        assert not any(is_closed(sock, 0.001) for sock in idle[-20:])
+        if sys.platform == "linux":
+            assert len(os.listdir(f"/proc/{program.pid}/task")) < 512 + 70, "512 connections, 50 neighbors, and a few"
+        program.signal(signal.SIGINT)
+        program.ends_with(130, seconds=4)
+    finally:
+        for sock in idle:
+            sock.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.fault(14)
+@pytest.mark.spec("WF-9", "WF-10", "WF-13")
+@pytest.mark.parametrize("role", ["tracker", "peer"])
+def test_half_open_connections_up_to_the_limit_still_leave_room(make_file, tracker, run_patched, out, role):
+    if role == "tracker":
+        path, _ = make_file(DATA)
+        program = run_patched("tracker", "peer.MAX_CONNECTIONS = 20", [path, "--port", 0, "--no-seed"])
+        address, request = int(program.wait_for(r"listening on port (\d+)$")[1]), peer_list()
+    else:
+        run_patched("peer", "peer.MAX_CONNECTIONS = 20", [f"127.0.0.1:{tracker.port}", out])
+        address, request = tracker.joiner(), chunks_query()
+    half_open = [connect(address) for _ in range(20)]
+    try:
+        for sock in half_open:
+            sock.sendall(bytes(4))
+        for _ in range(5):
+            assert ask(address, request).WhichOneof("type") == request.WhichOneof("type")
+        assert sum(is_closed(sock, 0.01) for sock in half_open) <= 5, "no more than needed are closed"
+    finally:
+        for sock in half_open:
+            sock.close()
+
+
+# Row 15: everyone busy.
+
+
+def most_in_a_second(times):
+    """The largest number of these times that lie within any one second."""
+    return max((sum(start <= at < start + 1 for at in times) for start in times), default=0)
+
+
+@pytest.mark.fault(15)
+@pytest.mark.spec("FC-7")
+def test_busy_neighbors_are_asked_again_after_pauses_and_not_twenty_times_a_second(neighbor, leecher, out, gate):
+    busy = [neighbor(), neighbor([0, 1, 2])]
+    for fake in busy:
+        fake.answers["fetch_chunk"] = busy_until(gate, fake)
+    program = leecher()
+    for fake in busy:
+        fake.wait_for("fetch_chunk", 6)
+        everything = [at for at, _, _ in fake.requests]
+        assert most_in_a_second(everything) <= 20
+        gaps = [later - earlier for earlier, later in zip(fake.times("fetch_chunk"), fake.times("fetch_chunk")[1:])]
+        assert min(gaps) >= 0.1 and max(gaps) - min(gaps) > 0.005, "pauses at random, not in step"
+    gate.set()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+
+
+def test_the_only_neighbor_is_asked_over_two_connections_at_once(neighbor, leecher, out):
+    alone = neighbor()
+    together = threading.Barrier(2)
+
+    def from_the_second_request_on_in_pairs(request, sock):
+        if alone.count("fetch_chunk") in (2, 3):
+            together.wait(SECONDS)
+        return alone.on_fetch_chunk(request, sock)
+
+    alone.answers["fetch_chunk"] = from_the_second_request_on_in_pairs
+    leecher().ends_with(0)
+    assert out.read_bytes() == DATA
+    assert not together.broken and len(alone.connections) >= 2
+
+
+@pytest.mark.fault(15)
+@pytest.mark.spec("FC-7")
+def test_a_neighbor_that_serves_one_connection_is_not_pestered_with_another(fake_tracker, fake_peer, run_peer, out):
+    """A second connection to the only useful neighbor pays, but when it is told BUSY that is no reason to begin anew at once."""
+    data = some_bytes(100 * KIB)
+    alone = fake_peer(data, chunk_size=KIB)
+    refused = []
+
+    def only_the_first(request, sock):
+        if sock is alone.connections[0]:
+            time.sleep(0.005)
+            return alone.on_fetch_chunk(request, sock)
+        refused.append(time.monotonic())
+        return bad(pb.BUSY)
+
+    alone.answers["fetch_chunk"] = only_the_first
+    tracker = fake_tracker(data, [alone.address], chunk_size=KIB)
+    run_peer(tracker.port, out, ["--leave"]).ends_with(0)
+    assert out.read_bytes() == data
+    assert most_in_a_second(refused) <= 20
+
+
+# Row 18: a peer list without end.
+
+
+@pytest.mark.fault(18)
+@pytest.mark.spec("PL-4")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux answers at all of 127.0.0.0/8")
+def test_of_a_hundred_thousand_addresses_fifty_are_neighbors(tracker, fake_peer, leecher, out, gate):
+    everyone = fake_peer(DATA, chunk_size=CHUNK, host="0.0.0.0")
+    everyone.answers["fetch_chunk"] = busy_until(gate, everyone)
+    tracker.peers = [f"127.{1 + n // 62500}.{n // 250 % 250}.{1 + n % 250}:{everyone.port}" for n in range(100_000)]
+    assert len(set(tracker.peers)) == 100_000
+    program = leecher("peer.REFRESH_SECONDS = 0.1; peer.PEER_LIST_SECONDS = 0.1")
+    eventually(lambda: len(everyone.connections) >= 50, what="fifty neighbors")
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)
+    assert len(everyone.connections) == 50
+    assert program.resident() < 150 << 20
+    gate.set()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+
+
+@pytest.mark.fault(18)
+@pytest.mark.spec("PL-4")
+def test_what_is_no_address_in_a_peer_list_is_skipped(tracker, neighbor, leecher, out):
+    tracker.peers += ["", "foo", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:70000", "localhost:80", "::1:80", "\0", "x" * 100_000]
+    neighbor()
+    events = out.with_suffix(".events")
+    leecher("", "--events", events).ends_with(0)
+    assert out.read_bytes() == DATA
+    assert [event["neighbor"] for event in happened(events) if event["event"] == "neighbor_added"] == tracker.peers[-1:]
+
+
+# Row 19: addresses that lead nowhere, or back.
+
+
+@pytest.mark.fault(19)
+@pytest.mark.spec("PL-3")
+@pytest.mark.parametrize("spellings", [["127.0.0.1:{}"], ["[::1]:{}", "[::ffff:127.0.0.1]:{}", "0.0.0.0:{}", "[0:0:0:0:0:0:0:1]:{}"]],
+                         ids=["as_listed", "otherwise"])
+def test_a_peer_does_not_dial_itself_however_its_address_is_spelled(tracker, fake_peer, leecher, out, spellings):
+    events = out.with_suffix(".events")
+    program = leecher(QUICK, "--events", events)
+    port = tracker.joiner().rsplit(":", 1)[1]
+    tracker.peers += [spelling.format(port) for spelling in spellings]
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 3)
+    tracker.peers.append(fake_peer(DATA, chunk_size=CHUNK).address)
+    program.ends_with(0)
+    assert [event["neighbor"] for event in happened(events) if event["event"] == "neighbor_added"] == tracker.peers[-1:]
+
+
+@pytest.mark.fault(19)
+@pytest.mark.spec("SW-6")
+def test_fifty_dead_addresses_and_a_good_one(tracker, neighbor, leecher, out):
+    dead = [socket.socket() for _ in range(50)]
+    try:
+        for sock in dead:
+            sock.bind(("127.0.0.1", 0))  # and does not listen
+            tracker.peers.append(f"127.0.0.1:{sock.getsockname()[1]}")
+        neighbor()
+        events = out.with_suffix(".events")
+        leecher("", "--events", events).ends_with(0)
+        assert out.read_bytes() == DATA
+    finally:
+        for sock in dead:
+            sock.close()
+
+
+@pytest.mark.fault(19)
+@pytest.mark.spec("SW-6")
+def test_a_neighbor_that_fails_is_dialled_again_after_pauses_that_grow(neighbor, leecher):
+    failing = neighbor()
+    failing.answers["chunks_query"] = lambda request, sock: None  # closes
+    leecher("peer.REFRESH_SECONDS = 0.02; peer.REDIAL_SECONDS = (0.05, 60.0)")
+    failing.wait_for("chunks_query", 4)
+    times = failing.times("chunks_query")
+    gaps = [later - earlier for earlier, later in zip(times, times[1:])]
+    assert all(gap > 0.9 * least for gap, least in zip(gaps, [0.05, 0.1, 0.2])), gaps
+
+
+# Row 20: proofs that are late or lost.
+
+
+@pytest.mark.fault(20)
+@pytest.mark.spec("AP-4", "AP-7")
+def test_after_a_proof_that_nobody_answers_the_next_one_comes_before_the_lease_ends(tracker, run_peer, out):
+    tracker.lease_ms = 2000
+    tracker.answers["active_proof"] = first(never, tracker.answers["active_proof"])
+    run_peer(tracker.port, out)
+    tracker.wait_for("active_proof", 2)
+    assert tracker.times("active_proof")[1] - tracker.times("join")[0] < 2.0
+
+
+@pytest.mark.fault(20)
+@pytest.mark.spec("AP-2", "AP-3")
+def test_a_peer_that_was_suspended_for_longer_than_its_lease_is_listed_again(make_file, run_tracker, run_peer, out):
+    path, _ = make_file(DATA)
+    tracker = run_tracker(path, expire=1, extra=["--no-seed"])
+    suspended = run_peer(tracker.port, out)
+
+    def listed():
+        return list(ask(tracker.port, peer_list()).peer_list.addresses)
+
+    before = eventually(listed, what="a peer in the list")
+    suspended.signal(signal.SIGSTOP)
+    try:
+        eventually(lambda: not listed(), what="the end of its lease")
+    finally:
+        suspended.signal(signal.SIGCONT)
+    assert eventually(listed, what="a peer in the list again") == before
+
+
+# Row 21: the wall clock jumps.
+
+
+JUMP = "hours = iter(range(10**9)); now = time.time; time.time = lambda: now() + 3600 * (next(hours) % 3 - 1); "
+
+
+@pytest.mark.fault(21)
+@pytest.mark.spec("CL-17")
+def test_a_wall_clock_that_jumps_by_hours_changes_nothing(make_file, run_patched, tmp_path):
+    path, data = make_file(DATA)
+    tracker = run_patched("tracker", JUMP, [path, "--port", 0, "--expire", 1, "--chunk-size", "16K"])
+    address = "127.0.0.1:" + tracker.wait_for(r"listening on port (\d+)$")[1]
+
+    def listed():
+        return list(ask(address, peer_list()).peer_list.addresses)
+
+    before = eventually(listed, what="the seeder in the list")
+    first_peer = run_patched("peer", JUMP, [address, tmp_path / "one.bin"])
+    first_peer.wait_for("complete")
+    end = time.monotonic() + 1.3  # longer than a lease
+    while time.monotonic() < end:
+        assert set(before) < set(listed()), "a lease ran out"
+        time.sleep(0.05)
+    run_patched("peer", JUMP, [address, tmp_path / "two.bin", "--leave"]).ends_with(0)
+    assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "two.bin").read_bytes() == data
+
+
+@pytest.mark.fault(21)
+@pytest.mark.spec("CL-17")
+@pytest.mark.parametrize("name", ["peer.py", "tracker.py"])
+def test_the_wall_clock_is_only_told_never_computed_with(name):
+    with open(os.path.join(ROOT, name), encoding="utf-8") as text:
+        tree = ast.parse(text.read())
+    told = [ast.dump(node.value.func) for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "wall"]
+    used = [ast.dump(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node) == "time.time"]
+    assert used == told and len(used) == 1
+    names = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("time.")}
+    assert names <= {"time.time", "time.monotonic", "time.sleep"}
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
+    assert "datetime" not in imported and not any(isinstance(node, ast.ImportFrom) and node.module == "time" for node in ast.walk(tree))
+
+
+# Rows 22, 23: the tracker dies.
+
+
+@pytest.mark.fault(22)
+@pytest.mark.spec("AP-2", "AP-7", "SW-4")
+def test_peers_are_listed_again_by_a_tracker_that_was_killed_and_restarted_and_never_stop_downloading(make_file, run_tracker, run_peer, fake_peer, out):
+    path, data = make_file(DATA)
+    tracker = run_tracker(path, expire=1, extra=["--no-seed", "--chunk-size", "16K"])
+    seeder, leave = fake_peer(data, chunk_size=CHUNK), threading.Semaphore(0)
+    seeder.answers["fetch_chunk"] = lambda request, sock: leave.acquire(timeout=SECONDS) and seeder.on_fetch_chunk(request, sock)
+    ask(tracker.port, join(seeder.address))
+    leecher = run_peer(tracker.port, out, ["--leave"])
+    try:
+        seeder.wait_for("fetch_chunk")
+        (address,) = set(ask(tracker.port, peer_list()).peer_list.addresses) - {seeder.address}
+        tracker.signal(signal.SIGKILL)
+        tracker.wait()
+        leave.release(4)
+        eventually(lambda: len(held(address)) >= 4, what="four chunks without a tracker")
+        again = run_tracker(path, port=tracker.port, expire=1, extra=["--no-seed", "--chunk-size", "16K"])
+        assert again.port == tracker.port
+        assert eventually(lambda: list(ask(again.port, peer_list()).peer_list.addresses), what="a peer in the list") == [address]
+    finally:
+        leave.release(100)
+    leecher.ends_with(0)
+    assert out.read_bytes() == data
+
+
+@pytest.fixture
+def swarm_of_two(tracker, neighbor, run_patched, tmp_path, gate):
+    """(seeder, two leechers): the fake seeder gives each chunk away once, when the gate is open, and the leechers know each other."""
+    seeder, served, lock = neighbor(), set(), threading.Lock()
+
+    def each_chunk_once(request, sock):
+        gate.wait(SECONDS)
+        with lock:
+            if request.chunk_id in served:
+                return bad(pb.BUSY)  # so whoever has not got it must get it from the other leecher
+            served.add(request.chunk_id)
+        return seeder.on_fetch_chunk(request, sock)
+
+    seeder.answers["fetch_chunk"] = each_chunk_once
+    leechers = [run_patched("peer", QUICK, [f"127.0.0.1:{tracker.port}", tmp_path / name]) for name in ("one.bin", "two.bin")]
+    tracker.joiner(2)
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 4)
+    return seeder, leechers
+
+
+def check_files(leechers, tmp_path):
+    for program in leechers:
+        program.wait_for("complete")
+    assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "two.bin").read_bytes() == DATA
+
+
+@pytest.mark.fault(23)
+@pytest.mark.spec("SW-4")
+def test_the_swarm_finishes_without_a_tracker_that_died_after_the_first_peer_list(tracker, swarm_of_two, tmp_path, gate):
+    _, leechers = swarm_of_two
+    tracker.stop()
+    gate.set()
+    check_files(leechers, tmp_path)
+
+
+@pytest.mark.fault(23)
+@pytest.mark.spec("SW-4", "SW-6")
+def test_a_tracker_that_hangs_does_not_keep_a_leecher_from_its_neighbors(tracker, neighbor, leecher, out):
+    """A neighbor that failed once is dialled again after a second, not when the tracker was waited for in vain."""
+    seeder = neighbor()
+    tracker.answers["peer_list"] = tracker.answers["active_proof"] = never
+    seeder.answers["chunks_query"] = first(lambda request, sock: None, seeder.on_chunks_query)
+    leecher().ends_with(0, seconds=6)
+    assert out.read_bytes() == DATA
+
+
+# Row 24: no tracker.
+
+
+@pytest.mark.fault(24)
+@pytest.mark.spec("CL-10")
+def test_a_peer_that_is_there_before_its_tracker_joins_as_soon_as_that_is_up(make_file, run_tracker, run_peer, out):
+    path, data = make_file(DATA)
+    tracker = run_tracker(path)
+    tracker.signal(signal.SIGKILL)  # its port is known and nobody listens there
+    tracker.wait()
+    program = run_peer(tracker.port, out, ["--leave"])
+    program.wait_for(f"no tracker at 127.0.0.1:{tracker.port} yet")
+    run_tracker(path, port=tracker.port)
+    program.ends_with(0)
+    assert out.read_bytes() == data
+
+
+@pytest.mark.fault(24)
+@pytest.mark.spec("CL-10", "CL-13")
+def test_a_tracker_that_does_not_answer_is_tried_with_growing_pauses_for_all_of_the_stated_time(tracker, leecher):
+    tracker.answers["join"] = lambda request, sock: None  # closes
+    program = leecher("peer.TRACKER_SECONDS = 1.2")
+    text = program.ends_with(3, r"^peer\.py: no tracker at 127\.0\.0\.1:\d+: .*")
+    lasted = time.monotonic() - tracker.times("join")[0]
+    times = tracker.times("join")
+    gaps = [later - earlier for earlier, later in zip(times, times[1:])]
+    assert len(gaps) >= 3 and all(later > 1.3 * earlier for earlier, later in zip(gaps[:3], gaps[1:3])), gaps
+    assert text.count("\npeer.py: ") + text.startswith("peer.py: ") == 1
+    assert 1.15 <= lasted < 6, f"gave up after {lasted:.1f} s"
+
+
+@pytest.mark.fault(24)
+@pytest.mark.spec("CL-10")
+def test_a_tracker_that_accepts_and_never_answers_is_given_up(tracker, leecher):
+    tracker.answers["join"] = never
+    leecher("peer.TRACKER_SECONDS = 0.6; peer.FRAME_SECONDS = 0.2").ends_with(3, "no tracker", seconds=6)
+    assert tracker.count("join") >= 2
+
+
+@pytest.mark.fault(24)
+@pytest.mark.spec("CL-10", "CL-13")
+def test_a_name_that_does_not_resolve_ends_with_one_line(run_patched, out):
+    changes = "import socket\ndef unknown(*args, **kwargs): raise socket.gaierror(-2, 'Name or service not known')\n"
+    changes += "socket.getaddrinfo = unknown; peer.TRACKER_SECONDS = 0.3; peer.has_ipv6 = lambda: False"
+    text = run_patched("peer", changes, ["tracker.example:8000", out]).ends_with(3, r"^peer\.py: no tracker at tracker\.example:8000: .*not known")
+    assert text.count("\n") == 1
+
+
+@pytest.mark.fault(24)
+@pytest.mark.spec("CL-13")
+@pytest.mark.parametrize("host", ["x" * 64 + ".example", "a..example"], ids=["label_too_long", "label_empty"])
+def test_a_name_that_is_none_ends_with_one_line_and_no_traceback(run_patched, out, host):
+    text = run_patched("peer", "peer.TRACKER_SECONDS = 0.3", [f"{host}:8000", out])
+    assert text.wait() in (2, 3)
+    text = text.ends_with(text.process.returncode, r"^peer\.py: ")
+    assert text.count("\n") == 1
+
+
+# Rows 25, 26, 27: no seeder.
+
+
+@pytest.mark.fault(25)
+@pytest.mark.spec("SW-7", "PL-5")
+def test_without_a_seeder_a_leecher_says_that_it_waits_and_starts_when_one_appears(neighbor, leecher, out):
+    program = leecher(QUICK)
+    program.wait_for(r"waiting for a neighbor that has 9 of 9 chunks")
+    neighbor()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+
+
+@pytest.mark.fault(26)
+@pytest.mark.spec("SW-2", "SW-4")
+def test_the_swarm_completes_when_the_seeder_dies_once_every_chunk_was_given_away(tracker, swarm_of_two, tmp_path, gate):
+    seeder, leechers = swarm_of_two
+    gate.set()
+    eventually(lambda: len({chunk_id for address in tracker.joined for chunk_id in held(address)}) == 9, what="every chunk in the swarm")
+    seeder.stop()
+    check_files(leechers, tmp_path)
+
+
+@pytest.mark.fault(27)
+@pytest.mark.spec("SW-7", "CL-3")
+def test_when_a_chunk_is_nowhere_a_leecher_says_which_keeps_what_it_has_and_ends_with_exit_code_7(tracker, neighbor, leecher, out):
+    seeder = neighbor([0, 1, 2, 4, 5, 6, 7, 8])
+    program = leecher("peer.LOST_SECONDS = 1.5")
+    eventually(lambda: len(held(tracker.joiner())) == 8, what="all but one")
+    seeder.stop()
+    text = program.ends_with(7, rf"^peer\.py: .*1 of 9 chunks \({3 * CHUNK}\)")
+    assert "waiting for a neighbor" in text
+    part = out.with_name("out.bin.part").read_bytes()
+    assert not out.exists() and part[:3 * CHUNK] == DATA[:3 * CHUNK] and part[4 * CHUNK:] == DATA[4 * CHUNK:]
+
+
+@pytest.mark.fault(15, 27)
+@pytest.mark.spec("SW-7")
+def test_a_swarm_is_not_lost_while_a_neighbor_has_the_chunk_however_long_it_is_busy(neighbor, leecher, out, gate):
+    busy = neighbor()
+    busy.answers["fetch_chunk"] = busy_until(gate, busy)
+    program = leecher("peer.LOST_SECONDS = 0.2")
+    busy.wait_for("fetch_chunk", 5)  # four pauses of 0.2 s
+    gate.set()
+    assert "waiting for a neighbor" not in program.ends_with(0)
+    assert out.read_bytes() == DATA
+
+
+# Row 28: the last chunk on a slow neighbor.
+
+
+@pytest.mark.fault(28)
+@pytest.mark.spec("SW-5", "FC-12")
+def test_the_last_chunk_is_asked_of_a_second_neighbor_when_the_first_is_slow_and_counted_once(tracker, neighbor, run_peer, out, gate):
+    slow, fast = neighbor(), neighbor()
+    slow.answers["fetch_chunk"] = after(gate, slow.on_fetch_chunk)
+    fast.answers["fetch_chunk"] = lambda request, sock: slow.wait_for("fetch_chunk") and fast.on_fetch_chunk(request, sock)
+    events = out.with_suffix(".events")
+    program = run_peer(tracker.port, out, ["--events", events])
+    program.wait_for("complete", seconds=6)  # the slow one is waited for ten seconds
+    assert slow.fetched()[0] in fast.fetched()
+    written = out.stat().st_mtime_ns
+    gate.set()  # now the same chunk comes once more
+    eventually(lambda: slow.address in [event["neighbor"] for event in happened(events) if event["event"] == "neighbor_dropped"], what="the slow one's end")
+    fetched = [event["chunk"] for event in happened(events) if event["event"] == "fetched"]
+    assert sorted(fetched) == [index * CHUNK for index in range(9)]
+    assert held(tracker.joiner()) == fetched
+    assert out.stat().st_mtime_ns == written, "a file that is complete is not written to again"
+    assert out.read_bytes() == DATA
