@@ -43,6 +43,7 @@ import json
 import os
 import queue
 import random
+import select
 import signal
 import socket
 import socketserver
@@ -544,17 +545,18 @@ class Repeat:
         self.stopped = False
         self.timer = None
 
-    def start(self):
-        """Begin; the first call comes after `seconds`."""
+    def start(self, late=0.0):
+        """Begin; the first call comes after `seconds`, less what the last one took."""
         with self.lock:
             if not self.stopped:
-                self.timer = threading.Timer(self.seconds, self.fire)
+                self.timer = threading.Timer(max(0.0, self.seconds - late), self.fire)
                 self.timer.daemon = True  # to be set on the object: as a class attribute it is ignored
                 self.timer.start()
 
     def fire(self):
+        began = time.monotonic()
         self.action()
-        self.start()
+        self.start(time.monotonic() - began)
 
     def stop(self):
         with self.lock:
@@ -735,22 +737,43 @@ class Store:
 
 
 def send_file(sock, fd, offset, left, deadline):
-    """Send so many bytes of an open file. TimeoutError if the asker stops reading [FC-14]."""
-    while left:
-        wait_at_most(sock, socket.SO_SNDTIMEO, deadline)
-        try:
-            sent = os.sendfile(sock.fileno(), fd, offset, min(left, CHUNK_SIZE))  # so that it looks at the time now and then
-        except BlockingIOError:
-            raise TimeoutError("the asker stopped reading") from None
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            chunk = os.pread(fd, left, offset)  # a file system that has no sendfile
-            send_exactly(sock, chunk, deadline)
-            sent = len(chunk)
-        if sent == 0:
-            raise ProtocolError(f"the file ends {left} bytes early: it was cut short")  # our file, their end [FC-13]
-        offset, left = offset + sent, left - sent
+    """Send so many bytes of an open file by `deadline`. TimeoutError if the asker stops reading, or only sips [FC-14].
+
+    In blocking mode sendfile would go on for as long as a few bytes are read now and then; so it does
+    not block, and the waiting is done here.
+    """
+    poll = select.poll()  # not select(): that one fails for descriptors from 1024 on
+    poll.register(sock, select.POLLOUT)
+    sock.setblocking(False)
+    try:
+        while left:
+            sent = send_some(sock, fd, offset, left)
+            if sent is None:
+                wait = min(deadline - time.monotonic(), FRAME_SECONDS)
+                if wait <= 0 or not poll.poll(wait * 1000):
+                    raise TimeoutError("the asker stopped reading")
+            elif sent == 0:
+                raise ProtocolError(f"the file ends {left} bytes early: it was cut short")  # our file, their end [FC-13]
+            else:
+                offset, left = offset + sent, left - sent
+    finally:
+        sock.setblocking(True)
+
+
+def send_some(sock, fd, offset, left):
+    """How many bytes of the file the socket has taken, without waiting; None: it takes none now; 0: the file has no more."""
+    try:
+        return os.sendfile(sock.fileno(), fd, offset, left)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    chunk = os.pread(fd, left, offset)  # a file system that has no sendfile
+    try:
+        return sock.send(chunk) if chunk else 0
+    except BlockingIOError:
+        return None
 
 
 def disk_error(error):
@@ -1014,16 +1037,17 @@ class Contacts:
     """
 
     def __init__(self):
-        self.failures = {}   # address -> how often in a row it could not be talked to; one entry for each contact
-        self.retry_at = {}   # address -> when it may be dialled again; infinity: it is banned
+        self.failures = {}   # address -> how often in a row it could not be talked to
+        self.retry_at = {}   # address -> when it may be dialled again
+        self.bans = {}       # addresses that are never dialled again, the oldest first; the values mean nothing
 
     def add(self, address):
-        """Remember an address; when there are too many, one that failed gives way, or this one is passed over."""
-        if address in self.failures:
+        """Remember an address; when there are too many, the one that failed most gives way, or this one is passed over."""
+        if address in self.failures or address in self.bans:
             return
         if len(self.failures) >= MAX_CONTACTS:
-            worst = max(self.failures, key=lambda other: 0 if self.banned(other) else self.failures[other])
-            if not self.failures[worst] or self.banned(worst):
+            worst = max(self.failures, key=self.failures.get)
+            if not self.failures[worst]:
                 return
             del self.failures[worst], self.retry_at[worst]
         self.failures[address] = 0
@@ -1037,21 +1061,27 @@ class Contacts:
 
     def left(self, address, now, failed):
         """A neighbor is one no longer: it may be dialled again after a pause that doubles with each failure."""
+        if address in self.bans:
+            return
         self.failures[address] = self.failures.get(address, 0) + 1 if failed else 0
-        pause = min(REDIAL_SECONDS[0] * 2 ** min(self.failures[address], 10), REDIAL_SECONDS[1])
-        self.retry_at[address] = max(self.retry_at.get(address, 0.0), now + pause)
+        pause = min(REDIAL_SECONDS[0] * 2 ** min(max(self.failures[address] - 1, 0), 10), REDIAL_SECONDS[1])
+        self.retry_at[address] = now + pause
 
     def gave(self, address):
         """A neighbor gave a chunk: its failures are forgotten."""
-        self.failures[address] = 0
+        if address in self.failures:
+            self.failures[address] = 0
 
     def ban(self, address):
-        """Never again, for as long as this peer runs [FC-9, FC-10]."""
-        self.failures[address] = 1
-        self.retry_at[address] = float("inf")
+        """Never again, for as long as this peer runs, or until as many others were banned as may be remembered [FC-9, FC-10]."""
+        self.failures.pop(address, None)
+        self.retry_at.pop(address, None)
+        self.bans[address] = True
+        if len(self.bans) > MAX_CONTACTS:
+            del self.bans[next(iter(self.bans))]
 
     def banned(self, address):
-        return self.retry_at.get(address) == float("inf")
+        return address in self.bans
 
 
 NOTHING, BUSY, REFUSED, FETCHED = "nothing to choose", "busy", "refused", "fetched"  # how an exchange went
@@ -1073,7 +1103,7 @@ class Neighbor:
 
     def dialled(self):
         """A new connection: perhaps the neighbor was started anew, and has nothing of what it had [CQ-4]."""
-        self.known, self.heard_at = 0, float("-inf")
+        self.known = 0
 
 
 class Peer:
@@ -1190,7 +1220,7 @@ class Peer:
         """Send one Active Proof. One that fails is followed by the next [AP-4, AP-6, AP-7]."""
         proof = Request.ActiveProof(listening_addr=self.listening_addr(), content_id=self.file.content_id)
         try:
-            response = self.ask_tracker(Request(active_proof=proof), self.heartbeat.seconds)  # and then the next is due
+            response = self.ask_tracker(Request(active_proof=proof), min(self.heartbeat.seconds, FRAME_SECONDS))  # then the next is due
         except (OSError, ProtocolError):
             return  # the swarm goes on without its tracker [SW-4]
         if response.WhichOneof("type") == "bad" and response.bad.code == messages_pb2.OTHER_FILE:
@@ -1367,6 +1397,7 @@ class Peer:
         with self.lock:
             self.picker.withdraw(neighbor.address, 1 << index)
             neighbor.broken += 1
+            neighbor.heard_at = float("-inf")  # what it listed is not to be relied on
         if neighbor.broken >= MAX_BROKEN_PROMISES:
             raise BrokenPromises(f"expected chunks that it had listed, was refused {neighbor.broken} in a row: {show_name(answer.reason)[:100]}")
         return REFUSED

@@ -229,6 +229,7 @@ def finish(process, seconds=PATIENCE):
     nothing large in memory.
     """
     killer = threading.Timer(seconds, os.kill, (process.pid, signal.SIGKILL))
+    killer.daemon = True  # an interrupt may come before the cancel
     killer.start()
     try:
         _, status, usage = os.wait4(process.pid, 0)
@@ -242,14 +243,16 @@ def finish(process, seconds=PATIENCE):
 def end(process):
     """End a process that would go on for ever; its peak of memory."""
     os.kill(process.pid, signal.SIGTERM)  # not terminate(), which may itself wait for it
-    return finish(process, 10)[1]
+    return finish(process, 5)[1]
 
 
 def end_all():
+    """End what still runs, all at the same time."""
     with undisturbed():
-        for process in list(RUNNING):
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # waited for just before a Ctrl-C
-                end(process)
+        for act in (lambda process: os.kill(process.pid, signal.SIGTERM)), (lambda process: finish(process, 5)):
+            for process in list(RUNNING):
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):  # waited for just before a Ctrl-C
+                    act(process)
 
 
 def await_line(process, pattern):

@@ -124,6 +124,29 @@ def test_an_asker_learns_what_a_neighbor_holds_that_was_started_anew(start, fake
     eventually(lambda: sorted(ids(address)) == [0, CHUNK, 2 * CHUNK], seconds=4, what="chunk 0 of the successor")
 
 
+@pytest.mark.spec("CQ-4", "FC-8")
+def test_what_a_neighbor_that_was_started_anew_lists_no_longer_is_not_asked_for(start, fake_peer, data):
+    """Its predecessor had listed chunks 1 and 2, was busy, and ended. The new program is slow to list chunk 0."""
+    neighbor = fake_peer(data, held=[1, 2])
+    heard_anew = []  # how many chunks had been asked for when the new list was told
+
+    def end_once(request, sock):
+        if neighbor.held == [1, 2]:
+            neighbor.held = []
+            return None
+        return pb.Response(bad=pb.Response.Bad(code=pb.BUSY, reason="later"))
+
+    def on_query(request, sock):
+        if neighbor.held == []:
+            heard_anew.append(neighbor.count("fetch_chunk"))
+            neighbor.held = [0] if len(heard_anew) > 2 else []
+        return neighbor.on_chunks_query(request, sock)
+    neighbor.answers.update(fetch_chunk=end_once, chunks_query=on_query)
+    start(neighbor)
+    eventually(lambda: neighbor.fetched()[-3:] == [0, 0, 0], what="requests for chunk 0")
+    assert set(neighbor.fetched()[heard_anew[0] + 1:]) == {0}  # one may have been under way
+
+
 @pytest.mark.spec("CQ-4", "SW-8")
 def test_what_a_neighbor_tells_is_added_to_what_it_told_before(start, fake_peer, data):
     """Chunk 0 is given only after a further list, from which it is left out."""

@@ -220,6 +220,20 @@ def all_closed(neighbor):
     return bool(neighbor.connections) and all(sock.fileno() < 0 for sock in list(neighbor.connections))
 
 
+@pytest.fixture
+def slow_seeder(fake_peer):
+    """slow_seeder(data, ...): an honest neighbor whose chunks take 0.3 s: time enough for the asker to call others meanwhile."""
+    def make(data, chunk_size=CHUNK):
+        neighbor = fake_peer(data, chunk_size=chunk_size)
+
+        def answer(request, sock):
+            time.sleep(0.3 if neighbor.count("fetch_chunk") == 1 else 0)
+            return neighbor.on_fetch_chunk(request, sock)
+        neighbor.answers["fetch_chunk"] = answer
+        return neighbor
+    return make
+
+
 def bad(code):
     return pb.Response(bad=pb.Response.Bad(code=code, reason="by the test"))
 
@@ -256,7 +270,7 @@ def test_an_asker_asks_each_neighbor_only_for_what_it_has_listed(make_file, fake
 
 @pytest.mark.spec("FC-9", "WF-12")
 @pytest.mark.fault(10)
-def test_wrong_chunks_are_thrown_away_their_neighbors_banned_and_the_chunks_fetched_elsewhere(make_file, fake_peer, fetch):
+def test_wrong_chunks_are_thrown_away_their_neighbors_banned_and_the_chunks_fetched_elsewhere(make_file, fake_peer, slow_seeder, fetch):
     _, data = make_file(6 * CHUNK)
     wrong = {
         "other bytes": lambda chunk: b"wrong" + chunk[5:],
@@ -278,7 +292,8 @@ def test_wrong_chunks_are_thrown_away_their_neighbors_banned_and_the_chunks_fetc
     assert held_by(address) == [] and not out.exists()
     assert b"wrong" not in out.with_name("out.bin.part").read_bytes()
     asked = {name: (len(liar.connections), liar.count("fetch_chunk")) for name, liar in liars.items()}
-    tracker.peers.append(fake_peer(data).address)
+    tracker.wait_for("peer_list")  # a second later: those that are not banned will be dialled again
+    tracker.peers.append(slow_seeder(data).address)
     completes(out, data)
     assert {name: (len(liar.connections), liar.count("fetch_chunk")) for name, liar in liars.items()} == asked
     assert max(fetches for _, fetches in asked.values()) <= 2  # one is enough; a second may have been under way
@@ -286,7 +301,7 @@ def test_wrong_chunks_are_thrown_away_their_neighbors_banned_and_the_chunks_fetc
 
 @pytest.mark.spec("FC-10")
 @pytest.mark.fault(11)
-def test_neighbors_that_refuse_three_listed_chunks_in_a_row_are_banned(make_file, fake_peer, fetch):
+def test_neighbors_that_refuse_three_listed_chunks_in_a_row_are_banned(make_file, fake_peer, slow_seeder, fetch):
     _, data = make_file(20 * 1000)
     liars = {}
     for code in (pb.NOT_HELD, pb.NO_SUCH_CHUNK, pb.UNSPECIFIED, 77):  # the last is a code of a later version
@@ -298,7 +313,8 @@ def test_neighbors_that_refuse_three_listed_chunks_in_a_row_are_banned(make_file
         eventually(lambda: all_closed(liar), what=f"the end of all connections to the neighbor that answers with code {code}")
     asked = {code: (len(liar.connections), liar.count("fetch_chunk")) for code, liar in liars.items()}
     assert max(fetches for _, fetches in asked.values()) <= 5  # three are enough; more may have been under way
-    tracker.peers.append(fake_peer(data, chunk_size=1000).address)
+    tracker.wait_for("peer_list")  # a second later: those that are not banned will be dialled again
+    tracker.peers.append(slow_seeder(data, chunk_size=1000).address)
     completes(out, data)
     assert {code: (len(liar.connections), liar.count("fetch_chunk")) for code, liar in liars.items()} == asked
 
@@ -314,7 +330,7 @@ def test_a_neighbor_that_refuses_two_in_a_row_and_then_gives_one_is_kept(make_fi
 
 
 def stall_in_the_middle(request, sock):
-    sock.sendall(framed(pb.Response(chunk=bytes(1000)))[:500])
+    sock.sendall(framed(pb.Response(chunk=bytes(64 << 10)))[:500])
     silent(request, sock)
 
 
@@ -332,7 +348,7 @@ def dribble(request, sock):
 
 
 def reset_in_the_middle(request, sock):
-    sock.sendall(framed(pb.Response(chunk=bytes(1000)))[:500])
+    sock.sendall(framed(pb.Response(chunk=bytes(64 << 10)))[:500])
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
 
 

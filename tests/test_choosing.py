@@ -636,7 +636,8 @@ def test_an_ipv4_address_is_told_as_one_whatever_socket_it_came_through(host, pl
 @pytest.mark.spec("FD-5")
 @pytest.mark.fault(41)
 @pytest.mark.parametrize("name, shown", [
-    ("a b.bin", "a b.bin"), ("größe 漢字 🙂", "größe 漢字 🙂"), ("a\nb\r\t", "a\\nb\\r\\t"), ("\x1b[31mred", "\\x1b[31mred"), ("\0", "\\x00"),
+    ("a b.bin", "a b.bin"), ("größe 漢字 🙂", "größe 漢字 🙂"),
+    ("a\nb\r\t", "a\\nb\\r\\t"), ("\x1b[31mred", "\\x1b[31mred"), ("\0", "\\x00"),
     ("\u202egnp.exe", "\\u202egnp.exe"), ("\x9b1m", "\\x9b1m"), ("\udcff", "\\udcff"), ("", "")])
 def test_a_name_cannot_move_the_cursor_nor_hide_a_letter(name, shown):
     assert peer.show_name(name) == shown

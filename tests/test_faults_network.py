@@ -213,7 +213,8 @@ def test_an_exchange_that_does_not_end_is_given_up_and_the_chunk_asked_for_again
 
 @pytest.mark.fault(12)
 @pytest.mark.spec("FC-11")
-def test_silence_in_the_middle_of_a_chunk_is_borne_for_as_long_as_before_it_and_at_most_twice(neighbor, leecher, out):
+def test_silence_in_the_middle_of_a_chunk_is_borne_for_twice_the_time_of_silence_before_it_at_the_most(neighbor, leecher, out):
+    """Here 0.6 s, where the time for the whole chunk would be sixteen seconds."""
     alone, waited = neighbor(), []
 
     def stalls(request, sock):
@@ -223,9 +224,9 @@ def test_silence_in_the_middle_of_a_chunk_is_borne_for_as_long_as_before_it_and_
         waited.append(time.monotonic() - began)
 
     alone.answers["fetch_chunk"] = first(stalls, alone.on_fetch_chunk)
-    leecher(QUICK + "peer.FRAME_SECONDS = 1.2; peer.SLOWEST_LINK = 1024").ends_with(0)
+    leecher(QUICK + "peer.FRAME_SECONDS = 0.6; peer.SLOWEST_LINK = 1024").ends_with(0)
     assert out.read_bytes() == DATA
-    assert 1 < waited[0] < 4, "silence for 1.2 s, or twice that, ends the exchange"
+    assert 0.5 < waited[0] < 2.5, "0.6 s, or 1.2 s, and time for a machine that is busy"
 
 
 @pytest.mark.fault(12)
@@ -307,19 +308,20 @@ def test_those_who_stop_reading_lose_their_upload_slots(seeder):
 
 @pytest.mark.fault(13)
 @pytest.mark.spec("FC-14")
-def test_one_who_reads_too_slowly_loses_its_upload_slot(seeder):
+@pytest.mark.parametrize("window, sip", [(256 * KIB, 48 * KIB), (4 * KIB, KIB)], ids=["in_large_sips", "in_small_sips"])
+def test_one_who_reads_too_slowly_loses_its_upload_slot(seeder, window, sip):
     """0.9 s and one second for each 64 MiB: little more than a second, however steadily it reads."""
     address = seeder("peer.UPLOAD_SLOTS = 1; peer.FRAME_SECONDS = 0.9; peer.SLOWEST_LINK = 64 << 20")
     with socket.socket() as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * KIB)  # so that what it takes is seen at once
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)  # so that what it takes is seen at once
         slow.connect(("127.0.0.1", int(address.rsplit(":", 1)[1])))
         slow.sendall(framed(fetch_chunk(0)))
         assert slow.recv(9)
         assert ask(address, fetch_chunk(BIG, busy_ok=True)).bad.code == pb.BUSY
-        give_up = time.monotonic() + 4  # all of the chunk would take seven seconds
+        give_up = time.monotonic() + 4  # all of the chunk would take seven seconds, or minutes
         while ask(address, fetch_chunk(BIG, busy_ok=True)).WhichOneof("type") == "bad":
             assert time.monotonic() < give_up, "it still holds the slot"
-            slow.recv(48 * KIB)
+            slow.recv(sip)
             time.sleep(0.02)
 
 
@@ -595,7 +597,7 @@ def test_the_wall_clock_is_only_told_never_computed_with(name):
 
 @pytest.mark.fault(22)
 @pytest.mark.spec("AP-2", "AP-7", "SW-4")
-def test_peers_are_listed_again_by_a_tracker_that_was_killed_and_restarted_and_never_stop_downloading(make_file, run_tracker, run_peer, fake_peer, out):
+def test_a_tracker_that_was_killed_and_restarted_lists_its_peers_again_and_they_never_stop(make_file, run_tracker, run_peer, fake_peer, out):
     path, data = make_file(DATA)
     tracker = run_tracker(path, expire=1, extra=["--no-seed", "--chunk-size", "16K"])
     seeder, leave = fake_peer(data, chunk_size=CHUNK), threading.Semaphore(0)
@@ -690,7 +692,7 @@ def test_a_tracker_that_does_not_answer_is_tried_with_growing_pauses_for_all_of_
     lasted = time.monotonic() - tracker.times("join")[0]
     times = tracker.times("join")
     gaps = [later - earlier for earlier, later in zip(times, times[1:])]
-    assert len(gaps) >= 3 and all(later > 1.3 * earlier for earlier, later in zip(gaps[:3], gaps[1:3])), gaps
+    assert len(gaps) >= 3 and all(gap > 0.9 * least for gap, least in zip(gaps, [0.1, 0.2, 0.4])), gaps
     assert text.count("\npeer.py: ") + text.startswith("peer.py: ") == 1
     assert 1.15 <= lasted < 6, f"gave up after {lasted:.1f} s"
 
@@ -785,7 +787,8 @@ def test_the_last_chunk_is_asked_of_a_second_neighbor_when_the_first_is_slow_and
     assert slow.fetched()[0] in fast.fetched()
     written = out.stat().st_mtime_ns
     gate.set()  # now the same chunk comes once more
-    eventually(lambda: slow.address in [event["neighbor"] for event in happened(events) if event["event"] == "neighbor_dropped"], what="the slow one's end")
+    eventually(lambda: slow.address in [event["neighbor"] for event in happened(events) if event["event"] == "neighbor_dropped"],
+               what="the slow one's end")
     fetched = [event["chunk"] for event in happened(events) if event["event"] == "fetched"]
     assert sorted(fetched) == [index * CHUNK for index in range(9)]
     assert held(tracker.joiner()) == fetched
