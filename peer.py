@@ -103,6 +103,7 @@ BUSY_AFTER = 0.005               # a slot that comes free within this is waited 
 PACE_BURST = 0.05                # seconds of upload that may be made up for after a pause [CL-14]
 RECEIVE_MEMORY = 16 * MIB        # for chunks on their way in, all together
 LOST_SECONDS = 60.0              # nobody has what is missing for so long: the swarm is lost [SW-7]
+SIGNAL_SECONDS = 0.2             # so late a signal may be seen, at the worst
 SHOW_SECONDS = (0.2, 5.0)        # between two progress lines: on a terminal, elsewhere
 
 EXIT_COMPLETE, EXIT_USAGE, EXIT_NO_TRACKER, EXIT_CONTENT, EXIT_OUT = 0, 2, 3, 4, 5
@@ -570,19 +571,30 @@ def in_a_thread(call):
 
     A name that is looked up keeps its thread in C for many seconds, where no signal is seen [CL-9].
     """
-    results = queue.SimpleQueue()
+    ended = threading.Event()
+    results, errors = [], []
 
     def run():
         try:
-            results.put((call(), None))
+            results.append(call())
         except Exception as error:  # the caller's to handle
-            results.put((None, error))
+            errors.append(error)
+        ended.set()
 
     threading.Thread(target=run, name="in a thread", daemon=True).start()
-    result, error = results.get()
-    if error is not None:
-        raise error
-    return result
+    wait_for(ended)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def wait_for(event, seconds=float("inf")):
+    """Wait for a threading.Event in the main thread; whether it came. In steps, for one endless wait may sleep through a signal [CL-9]."""
+    give_up = time.monotonic() + seconds
+    while not event.wait(min(SIGNAL_SECONDS, max(0.0, give_up - time.monotonic()))):
+        if time.monotonic() >= give_up:
+            return False
+    return True
 
 
 class Pace:
@@ -649,6 +661,13 @@ class Description:
         return self.digests[index * DIGEST_SIZE:(index + 1) * DIGEST_SIZE]
 
 
+def read_at(fd, buffer, offset):
+    """What of the buffer an open file fills from this offset on: all of it, or less at the end of the file."""
+    if hasattr(os, "preadv"):
+        return buffer[:os.preadv(fd, [buffer], offset)]
+    return os.pread(fd, len(buffer), offset)
+
+
 def hash_chunks(fd, size, chunk_size, show=lambda done: None):
     """The digests of all chunks of an open file, as one bytes object.
 
@@ -661,9 +680,10 @@ def hash_chunks(fd, size, chunk_size, show=lambda done: None):
     failed = []
 
     def work(worker):
+        buffer = memoryview(bytearray(min(chunk_size, size)))  # one for all: new memory for each chunk costs more than the hash
         try:
             for index in range(worker, count, len(done)):
-                chunk = os.pread(fd, min(chunk_size, size - index * chunk_size), index * chunk_size)
+                chunk = read_at(fd, buffer[:size - index * chunk_size], index * chunk_size)
                 digests[index * DIGEST_SIZE:(index + 1) * DIGEST_SIZE] = hashlib.sha256(chunk).digest()
                 done[worker] += len(chunk)
         except OSError as error:
@@ -1189,7 +1209,7 @@ class Peer:
                     raise Fatal(EXIT_NO_TRACKER, f"no tracker at {format_address(self.tracker)}: {error}; tried for {TRACKER_SECONDS:g} s") from None
                 if pause > 0.5:
                     self.say(f"no tracker at {format_address(self.tracker)} yet: {error}; trying for another {left:.0f} s")
-            time.sleep(min(pause, left))
+            wait_for(self.failed, min(pause, left))
             pause = min(2 * pause, 4)
 
     def listening_addr(self):
@@ -1681,7 +1701,7 @@ def run():
         peer.begin(store, held, lambda: output.finish(store))
         download(peer, screen)
         screen.say(summary(peer, args.out, time.monotonic() - began, args.leave, args.seed_for))
-        if not args.leave and peer.failed.wait(args.seed_for):
+        if not args.leave and wait_for(peer.failed, args.seed_for or float("inf")):
             raise peer.failure
         return EXIT_COMPLETE
     finally:

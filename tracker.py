@@ -274,9 +274,9 @@ def run():
     tracker.events("start", wall=time.time(), port=server.port, file=store.file.name, content_id=store.file.content_id.hex())
     announce(args, store.file, server.port, screen)
     if args.no_seed:
-        threading.Event().wait()
+        peer.wait_for(threading.Event())
     seeder = start_seeder(args, server.port, store, events)
-    seeder.failed.wait()
+    peer.wait_for(seeder.failed)
     raise seeder.failure
 
 

@@ -113,12 +113,13 @@ def torrent_peer(torrent, folder, port, *others):
         signal.pause()
 
 
-def proof_frame(number):
-    """The frame of an Active Proof of one of many peers."""
+def proof_frames(count):
+    """The frames of so many peers' Active Proofs."""
     sys.path.insert(0, ROOT)
     from messages_pb2 import Request
-    body = Request(active_proof=Request.ActiveProof(listening_addr=f"127.0.0.1:{20_000 + number}")).SerializeToString()
-    return len(body).to_bytes(8, "big") + body
+    proofs = [Request.ActiveProof(listening_addr=f"127.0.0.1:{20_000 + number}") for number in range(count)]
+    bodies = [Request(active_proof=proof).SerializeToString() for proof in proofs]
+    return [len(body).to_bytes(8, "big") + body for body in bodies]
 
 
 def prove(sock, frame):
@@ -132,9 +133,9 @@ def prove(sock, frame):
 def load_requests(kind, port, seconds):
     """Print how many proofs a second the tracker answers, on `kept` connections or each on a `fresh` one."""
     from concurrent.futures import ThreadPoolExecutor
-    until = time.monotonic() + float(seconds)
 
     def ask(frame, count=0):
+        until = time.monotonic() + float(seconds)
         while time.monotonic() < until:
             with socket.create_connection(("127.0.0.1", int(port))) as sock:
                 prove(sock, frame)
@@ -145,12 +146,12 @@ def load_requests(kind, port, seconds):
         return count
 
     with ThreadPoolExecutor(CLIENTS) as pool:
-        print(sum(pool.map(ask, map(proof_frame, range(CLIENTS)))) / float(seconds))
+        print(sum(pool.map(ask, proof_frames(CLIENTS))) / float(seconds))
 
 
 def load_swarm(pid, port, seconds):
     """Be LOAD_PEERS peers that prove every PROOF_SECONDS; print the share of a core that the tracker uses meanwhile."""
-    frames = [proof_frame(number) for number in range(LOAD_PEERS)]
+    frames = proof_frames(LOAD_PEERS)
     proofs = int(float(seconds) / PROOF_SECONDS * LOAD_PEERS)
     began = time.monotonic()
     for number in range(LOAD_PEERS + proofs):
@@ -243,7 +244,7 @@ def finish(process, seconds=PATIENCE):
 def end(process):
     """End a process that would go on for ever; its peak of memory."""
     os.kill(process.pid, signal.SIGTERM)  # not terminate(), which may itself wait for it
-    return finish(process, 5)[1]
+    return finish(process, 60)[1]  # libtorrent may have much to write
 
 
 def end_all():
@@ -492,6 +493,7 @@ def tracker(args, report, folder, name):
 
 # The table.
 
+
 def human(size):
     return f"{size // GIB} GiB" if size >= GIB else f"{size // MIB} MiB"
 
@@ -515,7 +517,7 @@ def show(args, report):
         if rows:
             print(case.title.format(human(case.sizes[args.quick])), *rows, sep="\n")
     print("aria2c and curl download from `python -m http.server`; aria2c checks a SHA-256, curl checks nothing.")
-    print(f"libtorrent: its Python peer, {TORRENT_FORMAT}, until it is a seeder.")
+    print(f"libtorrent: its Python peer, {TORRENT_FORMAT} (SHA-1), from its start until it is a seeder.")
 
 
 # Main.
@@ -584,6 +586,8 @@ def parse_arguments():
     for folder in filter(None, [args.dir, os.path.dirname(args.json)]):
         if not os.path.isdir(folder):
             parser.error(f"expected a folder, got {folder}")
+    args.dir = args.dir and os.path.abspath(args.dir)  # the programs run in another folder
+    args.libtorrent = os.path.abspath(args.libtorrent) if os.sep in (args.libtorrent or "") else args.libtorrent
     return args
 
 
@@ -597,7 +601,7 @@ def measure(args, folder):
             try:
                 {"crowd": crowd, "memory": memory, "tracker": tracker}.get(name, transfer)(args, report, inner, name)
             except (Failure, OSError) as failure:
-                add(report, name, "FAILED", note=str(failure))
+                add(report, name, "FAILED", note=str(failure).replace(folder, "DIR"))
             finally:
                 end_all()
     return report
