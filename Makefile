@@ -22,7 +22,7 @@ demo: $(VENV)/ready  ## a tracker, a seeder and six peers on a 10 MiB file, comp
 	$(RUN) lab/demo.py
 
 test: $(VENV)/ready  ## all tests: the requests against lab/SPEC.md, the swarm, the faults
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) $(if $(ARGS),-m pytest $(ARGS),tests/run.py)
 
 bench: $(VENV)/ready  ## speed and memory, side by side with the raw limit and with other programs
 	$(RUN) lab/bench.py $(ARGS)
