@@ -1009,6 +1009,7 @@ def test_a_bug_in_an_answer_shows_its_traceback_and_ends_that_connection_only(sw
     (tmp_path / "out").write_bytes(data)
     peer = run_patched("peer", "peer.Peer.on_fetch_chunk = lambda *arguments: 1 / 0", [tracker.address, tmp_path / "out"])
     address = tracker.joiner()
+    peer.wait_for("^complete")
     with connect(address) as sock:
         sock.sendall(framed(fetch_chunk(0)))
         assert is_closed(sock)
