@@ -20,7 +20,8 @@ Reading order, which is the order of this file:
 
 Threads. One accepts connections, and each connection that is accepted has one (Server). Each
 neighbor that this peer asks has one, or two while it is the only one with anything to give
-(Peer.fetch_from). Two timers send proofs and refresh the neighbors. The main thread shows progress.
+(Peer.fetch_from). Three timers send proofs, ask for the peer list and dial neighbors. The main
+thread shows progress and sees signals.
 
                   Join, Active Proof, Peer List
         +---------+   (timers)          +-------------+
@@ -31,8 +32,8 @@ neighbor that this peer asks has one, or two while it is the only one with anyth
         +----------+  Chunks Query,     +-------------+
                       Fetch Chunk (a thread per connection)
 
-Locks. Server.lock, Peer.lock, Pace.lock and Repeat.lock; what each one guards stands where it is
-made. None is held during network or disk traffic, and no thread holds two.
+Locks. Server.lock, Peer.lock, Pace.lock, Repeat.lock and Screen.lock; what each one guards stands
+where it is made. None is held during network or disk traffic, and no thread holds two.
 """
 
 import argparse
@@ -59,6 +60,7 @@ import messages_pb2
 from messages_pb2 import Request, Response
 
 VERSION = "1.0"
+
 
 # ---------------------------------------------------------------------------------------------
 # Constants. Times are in seconds, sizes in bytes. Tests shrink them, so they are looked up when
@@ -109,6 +111,7 @@ SHOW_SECONDS = (0.2, 5.0)        # between two progress lines: on a terminal, el
 EXIT_COMPLETE, EXIT_USAGE, EXIT_NO_TRACKER, EXIT_CONTENT, EXIT_OUT = 0, 2, 3, 4, 5
 EXIT_DISK_FULL, EXIT_LOST, EXIT_FILE, EXIT_PORT, EXIT_BUG = 6, 7, 8, 9, 70
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143
+
 
 # ---------------------------------------------------------------------------------------------
 # Errors. OSError is what a network does; ProtocolError is what the program at its other end does
@@ -279,6 +282,11 @@ def chunk_in(frame):
     return None
 
 
+def show_name(text):
+    """Text from elsewhere made fit for a terminal: what is not printable is escaped [FD-5]."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
 def parse_address(text):
     """(host, port) of "host:port" or "[host]:port"; ValueError says what was expected."""
     host, colon, port = text.rpartition(":")
@@ -288,6 +296,11 @@ def parse_address(text):
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise ValueError(f"expected a port from 1 to 65535, got {show_name(port)}")
     return (host[1:-1] if bracketed else host), int(port)
+
+
+def plain_ip(host):
+    """An IPv4 address that an IPv6 socket shows as ::ffff:1.2.3.4, as IPv4; others as they are."""
+    return host[7:] if host.startswith("::ffff:") and "." in host else host.partition("%")[0]
 
 
 def parse_ip_address(text):
@@ -306,11 +319,6 @@ def format_address(address):
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def plain_ip(host):
-    """An IPv4 address that an IPv6 socket shows as ::ffff:1.2.3.4, as IPv4; others as they are."""
-    return host[7:] if host.startswith("::ffff:") and "." in host else host.partition("%")[0]
-
-
 def peer_address(sock):
     """(IP address, port) of a connection's other end."""
     host, port = sock.getpeername()[:2]
@@ -320,11 +328,6 @@ def peer_address(sock):
 def is_loopback(host):
     """Whether an IP address means the machine itself."""
     return host.startswith("127.") or host in ("::1", "0.0.0.0", "::")
-
-
-def show_name(text):
-    """Text from elsewhere made fit for a terminal: what is not printable is escaped [FD-5]."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 def prepare(sock):
@@ -383,6 +386,50 @@ class Link:
 # Server. socketserver accepts and gives each connection a thread; what is added is a bound on
 # their number and a deadline on their patience. It knows frames and requests, no files, no peers:
 # the actor (a Peer, a Tracker) has a method for each request that it answers, called by its name.
+
+
+def hang_up(sock):
+    """End a connection that another thread reads from: that thread sees its end."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it has ended by itself
+
+
+def has_ipv6():
+    """Whether one socket here can listen on IPv6 and IPv4 at once."""
+    if not socket.has_dualstack_ipv6():
+        return False
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+        return True
+    except OSError:
+        return False
+
+
+class Connection(socketserver.BaseRequestHandler):
+    """The server's end of one connection, in its own thread: request, answer, request, answer [WF-3]."""
+
+    def handle(self):
+        prepare(self.request)
+        try:
+            while True:
+                response = self.answer(self.server.await_request(self.request))
+                if response is not None:
+                    send_message(self.request, response)
+        except (OSError, ProtocolError):
+            pass  # the end of this connection, and of nothing else [WF-6, WF-10]
+
+    def answer(self, request):
+        """The Response to send, or None if the actor has sent it."""
+        kind = request.WhichOneof("type")
+        if kind is None:
+            return bad(messages_pb2.NO_TYPE, "expected one of the five requests, got none that is known")
+        method = getattr(self.server.actor, "on_" + kind, None)
+        if method is None:
+            return bad(messages_pb2.WRONG_ROLE, f"{kind} is not answered here: this is a {type(self.server.actor).__name__.lower()}")
+        return method(getattr(request, kind), self.request)
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -487,50 +534,6 @@ class Server(socketserver.ThreadingTCPServer):
                 self.waiting.pop(sock, None)
 
 
-class Connection(socketserver.BaseRequestHandler):
-    """The server's end of one connection, in its own thread: request, answer, request, answer [WF-3]."""
-
-    def handle(self):
-        prepare(self.request)
-        try:
-            while True:
-                response = self.answer(self.server.await_request(self.request))
-                if response is not None:
-                    send_message(self.request, response)
-        except (OSError, ProtocolError):
-            pass  # the end of this connection, and of nothing else [WF-6, WF-10]
-
-    def answer(self, request):
-        """The Response to send, or None if the actor has sent it."""
-        kind = request.WhichOneof("type")
-        if kind is None:
-            return bad(messages_pb2.NO_TYPE, "expected one of the five requests, got none that is known")
-        method = getattr(self.server.actor, "on_" + kind, None)
-        if method is None:
-            return bad(messages_pb2.WRONG_ROLE, f"{kind} is not answered here: this is a {type(self.server.actor).__name__.lower()}")
-        return method(getattr(request, kind), self.request)
-
-
-def hang_up(sock):
-    """End a connection that another thread reads from: that thread sees its end."""
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # it has ended by itself
-
-
-def has_ipv6():
-    """Whether one socket here can listen on IPv6 and IPv4 at once."""
-    if not socket.has_dualstack_ipv6():
-        return False
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-        return True
-    except OSError:
-        return False
-
-
 # ---------------------------------------------------------------------------------------------
 # Clock. All times are time.monotonic(): setting the machine's clock changes nothing here [CL-17].
 
@@ -566,6 +569,15 @@ class Repeat:
                 self.timer.cancel()
 
 
+def wait_for(event, seconds=float("inf")):
+    """Wait for a threading.Event in the main thread; whether it came. In steps, for one endless wait may sleep through a signal [CL-9]."""
+    give_up = time.monotonic() + seconds
+    while not event.wait(min(SIGNAL_SECONDS, max(0.0, give_up - time.monotonic()))):
+        if time.monotonic() >= give_up:
+            return False
+    return True
+
+
 def in_a_thread(call):
     """The result of call(), or what it raises. It runs in a thread of its own, so that a signal ends the wait.
 
@@ -586,15 +598,6 @@ def in_a_thread(call):
     if errors:
         raise errors[0]
     return results[0]
-
-
-def wait_for(event, seconds=float("inf")):
-    """Wait for a threading.Event in the main thread; whether it came. In steps, for one endless wait may sleep through a signal [CL-9]."""
-    give_up = time.monotonic() + seconds
-    while not event.wait(min(SIGNAL_SECONDS, max(0.0, give_up - time.monotonic()))):
-        if time.monotonic() >= give_up:
-            return False
-    return True
 
 
 class Pace:
@@ -618,7 +621,30 @@ class Pace:
 # ---------------------------------------------------------------------------------------------
 # File. A Description says what the bytes must be, a Store has them on disk, an Output knows under
 # which names. Chunks are counted by index (0, 1, 2 ...) inside the program, and by id, their byte
-# offset, on the wire.
+# offset, on the wire. A set of chunks is a bitfield: an int whose bit i stands for the chunk with
+# index i, so that "what it has, I have not, and nobody was asked for" is `theirs & ~mine & ~asked`,
+# in well under a microsecond for thousands of chunks.
+
+
+def all_of(count):
+    """The bitfield of `count` chunks, all set."""
+    return (1 << count) - 1
+
+
+def bits_of(indexes):
+    """The bitfield of some indexes."""
+    bits = 0
+    for index in indexes:
+        bits |= 1 << index
+    return bits
+
+
+def indexes(bits):
+    """The indexes in a bitfield, lowest first."""
+    while bits:
+        lowest = bits & -bits
+        yield lowest.bit_length() - 1
+        bits ^= lowest
 
 
 class Description:
@@ -701,6 +727,53 @@ def hash_chunks(fd, size, chunk_size, show=lambda done: None):
     return bytes(digests)
 
 
+def send_some(sock, fd, offset, left):
+    """How many bytes of the file the socket has taken, without waiting; None: it takes none now; 0: the file has no more."""
+    try:
+        return os.sendfile(sock.fileno(), fd, offset, left)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    chunk = os.pread(fd, left, offset)  # a file system that has no sendfile
+    try:
+        return sock.send(chunk) if chunk else 0
+    except BlockingIOError:
+        return None
+
+
+def send_file(sock, fd, offset, left, deadline):
+    """Send so many bytes of an open file by `deadline`. TimeoutError if the asker stops reading, or only sips [FC-14].
+
+    In blocking mode sendfile would go on for as long as a few bytes are read now and then; so it does
+    not block, and the waiting is done here.
+    """
+    poll = select.poll()  # not select(): that one fails for descriptors from 1024 on
+    poll.register(sock, select.POLLOUT)
+    sock.setblocking(False)
+    try:
+        while left:
+            sent = send_some(sock, fd, offset, left)
+            if sent is None:
+                wait = min(deadline - time.monotonic(), FRAME_SECONDS)
+                if wait <= 0 or not poll.poll(wait * 1000):
+                    raise TimeoutError("the asker stopped reading")
+            elif sent == 0:
+                raise ProtocolError(f"the file ends {left} bytes early: it was cut short")  # our file, their end [FC-13]
+            else:
+                offset, left = offset + sent, left - sent
+    finally:
+        sock.setblocking(True)
+
+
+def disk_error(error):
+    """The Fatal for an OSError of a file that is written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Fatal(EXIT_DISK_FULL, f"no room for the rest of the file: {error.strerror}; OUT.part is kept, make room and start again")
+    return Fatal(EXIT_OUT, f"cannot write OUT.part: {error.strerror}")
+
+
 class Store:
     """A file's chunks on disk, by index. Holds no lock: what is written when is the owner's business."""
 
@@ -754,53 +827,6 @@ class Store:
                 pace.take(size)
             send_file(sock, self.fd, offset, size, deadline)
             offset, left = offset + size, left - size
-
-
-def send_file(sock, fd, offset, left, deadline):
-    """Send so many bytes of an open file by `deadline`. TimeoutError if the asker stops reading, or only sips [FC-14].
-
-    In blocking mode sendfile would go on for as long as a few bytes are read now and then; so it does
-    not block, and the waiting is done here.
-    """
-    poll = select.poll()  # not select(): that one fails for descriptors from 1024 on
-    poll.register(sock, select.POLLOUT)
-    sock.setblocking(False)
-    try:
-        while left:
-            sent = send_some(sock, fd, offset, left)
-            if sent is None:
-                wait = min(deadline - time.monotonic(), FRAME_SECONDS)
-                if wait <= 0 or not poll.poll(wait * 1000):
-                    raise TimeoutError("the asker stopped reading")
-            elif sent == 0:
-                raise ProtocolError(f"the file ends {left} bytes early: it was cut short")  # our file, their end [FC-13]
-            else:
-                offset, left = offset + sent, left - sent
-    finally:
-        sock.setblocking(True)
-
-
-def send_some(sock, fd, offset, left):
-    """How many bytes of the file the socket has taken, without waiting; None: it takes none now; 0: the file has no more."""
-    try:
-        return os.sendfile(sock.fileno(), fd, offset, left)
-    except BlockingIOError:
-        return None
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-    chunk = os.pread(fd, left, offset)  # a file system that has no sendfile
-    try:
-        return sock.send(chunk) if chunk else 0
-    except BlockingIOError:
-        return None
-
-
-def disk_error(error):
-    """The Fatal for an OSError of a file that is written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return Fatal(EXIT_DISK_FULL, f"no room for the rest of the file: {error.strerror}; OUT.part is kept, make room and start again")
-    return Fatal(EXIT_OUT, f"cannot write OUT.part: {error.strerror}")
 
 
 class Output:
@@ -907,30 +933,8 @@ class Output:
 
 
 # ---------------------------------------------------------------------------------------------
-# Choosing. A set of chunks is a bitfield: an int whose bit i stands for the chunk with index i, so
-# that "what it has, I have not, and nobody was asked for" is `theirs & ~mine & ~asked`, in well
-# under a microsecond for thousands of chunks.
-
-
-def all_of(count):
-    """The bitfield of `count` chunks, all set."""
-    return (1 << count) - 1
-
-
-def bits_of(indexes):
-    """The bitfield of some indexes."""
-    bits = 0
-    for index in indexes:
-        bits |= 1 << index
-    return bits
-
-
-def indexes(bits):
-    """The indexes in a bitfield, lowest first."""
-    while bits:
-        lowest = bits & -bits
-        yield lowest.bit_length() - 1
-        bits ^= lowest
+# Choosing. Pure functions, and the Picker that keeps what they need to know: neither has a thread, a
+# socket or a clock.
 
 
 def any_of(bits, count, rng):
@@ -1519,16 +1523,6 @@ class Arguments(argparse.ArgumentParser):
         raise Fatal(EXIT_USAGE, f"{show_name(message)}; see --help")
 
 
-def add_common_arguments(parser, port):
-    """The options that peer and tracker share."""
-    parser.add_argument("--host", default="", metavar="H", help="address to listen on (default: all)")
-    parser.add_argument("--port", type=port_number, default=port, metavar="N", help="port to listen on, 0: any free one (default: %(default)s)")
-    parser.add_argument("--upload-limit", type=size_in_bytes, metavar="RATE", help="bytes per second sent to all neighbors together (default: no limit)")
-    parser.add_argument("--events", metavar="FILE", help="append one JSON object a line for everything that happens")
-    parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-
-
 def size_in_bytes(text):
     """262144, 256K, 1.5M, 2G: bytes, or bytes per second."""
     unit = {"K": KIB, "M": MIB, "G": GIB}.get(text[-1:].upper(), 1)
@@ -1565,6 +1559,16 @@ def tracker_address(text):
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return host, port
+
+
+def add_common_arguments(parser, port):
+    """The options that peer and tracker share."""
+    parser.add_argument("--host", default="", metavar="H", help="address to listen on (default: all)")
+    parser.add_argument("--port", type=port_number, default=port, metavar="N", help="port to listen on, 0: any free one (default: %(default)s)")
+    parser.add_argument("--upload-limit", type=size_in_bytes, metavar="RATE", help="bytes per second sent to all neighbors together (default: no limit)")
+    parser.add_argument("--events", metavar="FILE", help="append one JSON object a line for everything that happens")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
 
 
 def human(size):
@@ -1634,12 +1638,6 @@ def on_sigterm(number, frame):
     raise Terminated
 
 
-def crash(args):
-    """A thread died of a bug: say so and end, for a program without one of its threads would only hang [CL-16]."""
-    sys.excepthook(args.exc_type, args.exc_value, args.exc_traceback)
-    leave(EXIT_BUG)
-
-
 def leave(code):
     """End the process at once. Threads that are in the middle of a chunk are not waited for."""
     for stream in (sys.stdout, sys.stderr):
@@ -1649,6 +1647,12 @@ def leave(code):
         except OSError:
             pass  # nobody reads it
     os._exit(code)
+
+
+def crash(args):
+    """A thread died of a bug: say so and end, for a program without one of its threads would only hang [CL-16]."""
+    sys.excepthook(args.exc_type, args.exc_value, args.exc_traceback)
+    leave(EXIT_BUG)
 
 
 def run_to_exit(program, run):
@@ -1685,33 +1689,26 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def run():
-    """The program: claim OUT, join, fetch, seed. Returns the exit code."""
-    args = parse_arguments()
-    screen = Screen(args.quiet)
-    events = Events(args.events) if args.events else None
-    output = Output(args.out, args.force)
-    try:
-        peer = Peer(args.tracker, args.host, args.port, args.upload_limit, events, screen.say)
-        peer.events("start", wall=time.time(), port=peer.server.port, out=args.out)
-        peer.join()
-        expect(args.expect, peer.file)
-        began = time.monotonic()
-        store, held = output.open_store(peer.file, lambda done: screen.status(f"verified {human(done)} of {human(peer.file.size)}"))
-        peer.begin(store, held, lambda: output.finish(store))
-        download(peer, screen)
-        screen.say(summary(peer, args.out, time.monotonic() - began, args.leave, args.seed_for))
-        if not args.leave and wait_for(peer.failed, args.seed_for or float("inf")):
-            raise peer.failure
-        return EXIT_COMPLETE
-    finally:
-        output.close()
-
-
 def expect(content_id, file):
     """Refuse a file that is not the one that was asked for [FD-4]."""
     if content_id is not None and content_id.lower() != file.content_id.hex():
         raise Fatal(EXIT_CONTENT, f"expected content id {show_name(content_id)}, got {file.content_id.hex()} from the tracker")
+
+
+def name_chunks(bits, file):
+    """Which chunks a bitfield means, in words: how many, and the ids of the first few."""
+    first = [str(index * file.chunk_size) for index, _ in zip(indexes(bits), range(8))]
+    more = bits.bit_count() - len(first)
+    return f"{bits.bit_count()} of {file.count} chunks ({', '.join(first)}{f' and {more} more' if more else ''})"
+
+
+def progress(file, missing, history, neighbors):
+    """The progress line: percentage, rate, neighbors, time left."""
+    left = min(missing.bit_count() * file.chunk_size, file.size)
+    (since, before), (now, received) = history[0], history[-1]
+    rate = (received - before) / max(now - since, 0.001)
+    remaining = f"{left / rate:.0f} s left" if rate else "waiting"
+    return f"{100 * (1 - left / file.size):5.1f} %  {human(rate)}/s  {neighbors} neighbor{'s' * (neighbors != 1)}  {remaining}"
 
 
 def download(peer, screen):
@@ -1737,27 +1734,34 @@ def download(peer, screen):
         raise peer.failure
 
 
-def progress(file, missing, history, neighbors):
-    """The progress line: percentage, rate, neighbors, time left."""
-    left = min(missing.bit_count() * file.chunk_size, file.size)
-    (since, before), (now, received) = history[0], history[-1]
-    rate = (received - before) / max(now - since, 0.001)
-    remaining = f"{left / rate:.0f} s left" if rate else "waiting"
-    return f"{100 * (1 - left / file.size):5.1f} %  {human(rate)}/s  {neighbors} neighbor{'s' * (neighbors != 1)}  {remaining}"
-
-
-def name_chunks(bits, file):
-    """Which chunks a bitfield means, in words: how many, and the ids of the first few."""
-    first = [str(index * file.chunk_size) for index, _ in zip(indexes(bits), range(8))]
-    more = bits.bit_count() - len(first)
-    return f"{bits.bit_count()} of {file.count} chunks ({', '.join(first)}{f' and {more} more' if more else ''})"
-
-
 def summary(peer, out, seconds, leaving, seed_for):
     """The line for a file that is complete."""
     moved = f"{human(peer.received)} received in {seconds:.1f} s" if peer.received else "it was there already"
     after = "leaving" if leaving else f"seeding on port {peer.server.port} " + (f"for {seed_for:g} s" if seed_for else "until Ctrl-C")
     return f"complete: {show_name(out)}, {human(peer.file.size)}, every chunk verified; {moved}; {after}"
+
+
+def run():
+    """The program: claim OUT, join, fetch, seed. Returns the exit code."""
+    args = parse_arguments()
+    screen = Screen(args.quiet)
+    events = Events(args.events) if args.events else None
+    output = Output(args.out, args.force)
+    try:
+        peer = Peer(args.tracker, args.host, args.port, args.upload_limit, events, screen.say)
+        peer.events("start", wall=time.time(), port=peer.server.port, out=args.out)
+        peer.join()
+        expect(args.expect, peer.file)
+        began = time.monotonic()
+        store, held = output.open_store(peer.file, lambda done: screen.status(f"verified {human(done)} of {human(peer.file.size)}"))
+        peer.begin(store, held, lambda: output.finish(store))
+        download(peer, screen)
+        screen.say(summary(peer, args.out, time.monotonic() - began, args.leave, args.seed_for))
+        if not args.leave and wait_for(peer.failed, args.seed_for or float("inf")):
+            raise peer.failure
+        return EXIT_COMPLETE
+    finally:
+        output.close()
 
 
 if __name__ == "__main__":

@@ -240,6 +240,14 @@ def start_seeder(args, port, store, events):
     return seeder
 
 
+def chunk_size(text):
+    """A size, up to the largest that a chunk may have."""
+    size = peer.size_in_bytes(text)
+    if size > peer.MAX_CHUNK_SIZE:
+        raise peer.argparse.ArgumentTypeError(f"expected a chunk size of at most {peer.human(peer.MAX_CHUNK_SIZE)}, got {text}")
+    return size
+
+
 def parse_arguments(argv=None):
     parser = peer.Arguments(prog="tracker.py", description="Track the swarm of one file, and seed it.")
     parser.add_argument("file", metavar="FILE", help="the file to distribute")
@@ -250,12 +258,14 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def chunk_size(text):
-    """A size, up to the largest that a chunk may have."""
-    size = peer.size_in_bytes(text)
-    if size > peer.MAX_CHUNK_SIZE:
-        raise peer.argparse.ArgumentTypeError(f"expected a chunk size of at most {peer.human(peer.MAX_CHUNK_SIZE)}, got {text}")
-    return size
+def announce(args, file, port, screen):
+    """Say what is distributed, and how to get it."""
+    screen.say(f"{peer.show_name(file.name)}: {peer.human(file.size)} in {file.count} chunks of {peer.human(file.chunk_size)}")
+    screen.say(f"content id {file.content_id.hex()}")
+    screen.say("join with")
+    for command in join_commands(args.host, port, file.name):
+        screen.say(f"  {command}")
+    screen.say(f"listening on port {port}")
 
 
 def run():
@@ -278,16 +288,6 @@ def run():
     seeder = start_seeder(args, server.port, store, events)
     peer.wait_for(seeder.failed)
     raise seeder.failure
-
-
-def announce(args, file, port, screen):
-    """Say what is distributed, and how to get it."""
-    screen.say(f"{peer.show_name(file.name)}: {peer.human(file.size)} in {file.count} chunks of {peer.human(file.chunk_size)}")
-    screen.say(f"content id {file.content_id.hex()}")
-    screen.say("join with")
-    for command in join_commands(args.host, port, file.name):
-        screen.say(f"  {command}")
-    screen.say(f"listening on port {port}")
 
 
 if __name__ == "__main__":
