@@ -478,15 +478,6 @@ class Server(socketserver.ThreadingTCPServer):
         """Accept connections, in a thread of its own."""
         threading.Thread(target=self.serve_forever, name="accept", daemon=True).start()
 
-    def stop(self):
-        """Accept no more, and end the connections that there are."""
-        self.shutdown()
-        self.server_close()
-        with self.lock:
-            connections = list(self.connections)
-        for sock in connections:
-            hang_up(sock)
-
     def get_request(self):
         try:
             sock, address = super().get_request()
@@ -1133,7 +1124,8 @@ class Neighbor:
 class Peer:
     """One member of a swarm. `tracker` is (host, port); events and say are called from any thread.
 
-    Life: __init__ listens, join() asks the tracker, begin(store) answers and asks others, stop().
+    Life: __init__ listens, join() asks the tracker, begin(store) answers and asks others. It
+    ends with its process: its threads are daemons, and wait for nobody.
     """
 
     def __init__(self, tracker, host="", port=0, upload_limit=None, events=None, say=None):
@@ -1148,7 +1140,6 @@ class Peer:
         self.done = threading.Event()    # complete, or failed
         self.failed = threading.Event()  # failure is set
         self.failure = None        # a Fatal
-        self.stopped = False
         self.heartbeat = None      # a Repeat, from join() on
         self.refresher = Repeat(REFRESH_SECONDS, self.refresh)
         self.dialler = Repeat(REFRESH_SECONDS, self.dial)
@@ -1285,7 +1276,7 @@ class Peer:
     def dial(self):
         """Begin with as many neighbors as there is room for; with none of use among them, let one go for another."""
         with self.changed:
-            if self.stopped or self.picker.complete():
+            if self.picker.complete():
                 return
             if len(self.neighbors) >= MAX_NEIGHBORS and not self.picker.useful():
                 random.choice(list(self.neighbors.values())).leaving = True
@@ -1350,7 +1341,7 @@ class Peer:
     def goes_on(self, neighbor, extra):
         """Whether this lane still has a purpose."""
         with self.lock:
-            if self.stopped or self.failure or neighbor.leaving or self.picker.complete():
+            if self.failure or neighbor.leaving or self.picker.complete():
                 return False
             return not extra or self.picker.useful() == [neighbor.address]
 
@@ -1461,7 +1452,7 @@ class Peer:
                 neighbor.heard_at = float("-inf")  # what it has by then is what matters
                 self.changed.wait(seconds)         # or until another neighbor fails, and leaves its chunk to this one
             else:
-                self.changed.wait_for(lambda: self.stopped or self.picker.complete(), seconds)
+                self.changed.wait_for(self.picker.complete, seconds)
 
     def drop_lane(self, neighbor, failure):
         """The lane has ended; with the last one the neighbor is forgotten, and dialled again later or never [SW-6]."""
@@ -1499,17 +1490,6 @@ class Peer:
         self.failure = failure
         self.done.set()
         self.failed.set()
-
-    def stop(self):
-        """Leave the swarm: no more answers, no more requests. Its threads end soon after."""
-        with self.changed:
-            self.stopped = True
-            self.changed.notify_all()
-        self.refresher.stop()
-        self.dialler.stop()
-        if self.heartbeat:
-            self.heartbeat.stop()
-        self.server.stop()
 
 
 # ---------------------------------------------------------------------------------------------
