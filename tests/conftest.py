@@ -1,13 +1,15 @@
 """Fixtures: files, programs and fakes that end with their test, whatever happens in it.
 
-    spec("FC-1", ...)   the clauses of lab/SPEC.md that a test checks (test_8_spec.py keeps count)
+    spec("FC-1", ...)   the clauses of lab/SPEC.md that a test checks (test_spec.py keeps count)
     fault(12)           the row of the list of faults that a test tries
+    ours                a test of our own programs only; set here for what imports them or runs them with other constants
 """
 
 import os
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 
@@ -20,6 +22,18 @@ import harness  # noqa: E402  (after the paths)
 def pytest_configure(config):
     config.addinivalue_line("markers", "spec(*clauses): the clauses of lab/SPEC.md that this test checks")
     config.addinivalue_line("markers", "fault(*rows): the rows of the list of faults that this test tries")
+    config.addinivalue_line("markers", "ours: a test that can only run on tracker.py and peer.py, not on another implementation")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "run_patched" in item.fixturenames or {"peer", "tracker"} & imported(item.module):
+            item.add_marker(pytest.mark.ours)
+
+
+def imported(module):
+    """The names of the modules that a test file has imported whole."""
+    return {value.__name__ for value in vars(module).values() if isinstance(value, types.ModuleType)}
 
 
 @pytest.fixture(autouse=True)

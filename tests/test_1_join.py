@@ -68,13 +68,13 @@ def test_a_peer_is_listed_where_it_called_from_whatever_ip_address_it_announced(
 
 @pytest.mark.spec("JN-3")
 @pytest.mark.fault(17)
-def test_a_peer_that_calls_over_ipv6_is_listed_in_brackets(make_file, run_patched):
+def test_a_peer_that_calls_over_ipv6_is_listed_in_brackets(make_file, run_tracker):
     path, _ = make_file(1)
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this machine has no IPv6")
-    port = run_patched("tracker", "", [path, "--port", "0", "--no-seed"]).wait_for(r"listening on port (\d+)$")[1]
+    port = run_tracker(path, extra=["--no-seed"]).port
     assert listed(ask(f"[::1]:{port}", join("10.9.9.9:5001"))) == ["[::1]:5001"]
     assert listed(ask(f"127.0.0.1:{port}", join("[::1]:5001"))) == ["127.0.0.1:5001", "[::1]:5001"]
 
@@ -132,6 +132,7 @@ def test_an_asker_from_elsewhere_is_told_of_a_loopback_peer_where_it_reached_the
     assert listed(ask(("127.0.0.1", tracker.port), peer_list())) == sorted(["127.0.0.1:5001", f"{here}:5002"])
 
 
+@pytest.mark.ours
 @pytest.mark.spec("JN-6")
 @pytest.mark.parametrize("asker, here, told", [
     ("127.0.0.1", "127.0.0.1", ["127.0.0.1:5001", "[::1]:5002", "198.51.100.7:5003", "[2001:db8::7]:5004"]),

@@ -13,10 +13,9 @@ from harness import (CHUNK, ask, chunks_query, connect, eventually, join, listed
 
 
 @pytest.mark.spec("PL-1")
-def test_the_list_of_no_peers_is_present_and_empty(make_file, run_patched):
+def test_the_list_of_no_peers_is_present_and_empty(make_file, run_tracker):
     path, _ = make_file(1)
-    tracker = run_patched("tracker", "", [path, "--port", "0", "--no-seed"])
-    with connect(int(tracker.wait_for(r"listening on port (\d+)$")[1])) as sock:
+    with connect(run_tracker(path, extra=["--no-seed"]).port) as sock:
         sock.sendall(bytes.fromhex("00 00 00 00 00 00 00 02 1a 00"))
         assert receive_body(sock) == bytes.fromhex("1a 00")
 

@@ -185,21 +185,6 @@ def test_a_leecher_that_became_complete_goes_on_giving(tracker, neighbor, run_pe
 # SW-5: endgame.
 
 
-@pytest.mark.spec("SW-5", "FC-9")
-def test_in_the_endgame_a_wrong_answer_is_not_the_one_that_counts(tracker, neighbor, run_peer, out, gate):
-    slow, liar = neighbor(), neighbor()
-    slow.answers["fetch_chunk"] = lambda request, sock: (slow.count("fetch_chunk") < 9 or gate.wait(SECONDS)) and slow.on_fetch_chunk(request, sock)
-    liar.answers["chunks_query"] = lambda request, sock: slow.wait_for("fetch_chunk", 9) and liar.on_chunks_query(request, sock)
-    liar.answers["fetch_chunk"] = lambda request, sock: Response(chunk=bytes(CHUNK))
-    program = run_peer(tracker.port, out, ["--leave"])
-    liar.wait_for("fetch_chunk")
-    eventually(lambda: liar.connections[0].fileno() == -1, what="the end of the connection to the liar")
-    gate.set()
-    program.ends_with(0)
-    assert out.read_bytes() == DATA
-    assert len(liar.fetched()) == 1
-
-
 @pytest.mark.spec("SW-5")
 def test_a_neighbor_that_dawdles_over_one_chunk_does_not_delay_the_end(tracker, neighbor, run_peer, out, gate):
     dawdler, others = neighbor(), [neighbor(), neighbor()]

@@ -1,101 +1,32 @@
-"""What a network, other peers and a tracker do wrong, and what must happen then: one test or a few for each row.
+"""What a network, other peers and a tracker do wrong, for too long to be waited for: on our own programs, with shorter times.
 
-The numbers are those of the list of faults (see conftest.py). The other side is a fake that is honest
-but for one fault; the program under test is a process, with its times made short where a test would
-have to wait for them.
+The faults that any implementation can be tried with are in test_7_faults.py; the numbers, of both files, are
+those of the list of faults (see conftest.py).
 """
 
 import ast
-import json
 import os
-import resource
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
 
 import pytest
 
-from harness import (ROOT, SECONDS, ask, chunks_query, connect, eventually, fetch_chunk, framed, is_closed, join,
-                     peer_list, some_bytes, split)
+from harness import ROOT, SECONDS, ask, chunks_query, connect, eventually, fetch_chunk, framed, is_closed, peer_list, some_bytes, split
 import messages_pb2 as pb
 from messages_pb2 import Response
+from test_7_faults import CHUNK, DATA, KIB, after, bad, busy_until, first, happened, held, never
+from test_7_faults import gate, neighbor, out, tracker  # noqa: F401  (fixtures)
 
-KIB = 1024
-CHUNK = 16 * KIB
-DATA = some_bytes(8 * CHUNK + 1000)  # nine chunks, the last one short
 QUICK = "peer.REFRESH_SECONDS = peer.PEER_LIST_SECONDS = 0.05; peer.REDIAL_SECONDS = (0.02, 0.1); "
-
-
-def never(request, sock):
-    """An answer that does not come, until the asker has given up."""
-    sock.recv(1)
-
-
-def bad(code):
-    return Response(bad=Response.Bad(code=code, reason="as the test wants it"))
-
-
-def first(fault, then):
-    """An answer that is `fault` the first time, and honest from then on."""
-    turns = [fault]
-    return lambda request, sock: (turns.pop() if turns else then)(request, sock)
-
-
-def after(event, then):
-    """An answer that waits for an event."""
-    return lambda request, sock: event.wait(SECONDS) and then(request, sock)
-
-
-def held(address):
-    """The chunk ids that a peer lists."""
-    return ask(address, chunks_query()).chunks_query.chunk_ids
-
-
-def busy_until(event, fake):
-    """An answer that is BUSY until the event, and honest then."""
-    return lambda request, sock: fake.on_fetch_chunk(request, sock) if event.is_set() else bad(pb.BUSY)
-
-
-def happened(path):
-    """The events that a program has written."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-@pytest.fixture
-def tracker(fake_tracker):
-    return fake_tracker(DATA, chunk_size=CHUNK)
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out.bin"
 
 
 @pytest.fixture
 def leecher(run_patched, tracker, out):
     """leecher(changes, ...): a peer under test that leaves when it is complete."""
     return lambda changes="", *extra: run_patched("peer", changes or "pass", [f"127.0.0.1:{tracker.port}", out, "--leave", *extra])
-
-
-@pytest.fixture
-def neighbor(fake_peer, tracker):
-    """neighbor(): a fake peer that the tracker lists."""
-    def make(held=None):
-        fake = fake_peer(DATA, held, chunk_size=CHUNK)
-        tracker.peers.append(fake.address)
-        return fake
-    return make
-
-
-@pytest.fixture
-def gate():
-    """An event for fakes to wait for; it comes at the latest when the test ends."""
-    event = threading.Event()
-    yield event
-    event.set()
 
 
 # Row 10: bytes that are not the chunk's.
@@ -148,24 +79,6 @@ def test_a_neighbor_that_refuses_three_listed_chunks_in_a_row_is_banned(tracker,
     assert out.read_bytes() == DATA
     assert len(boaster.connections) == 1 and boaster.count("fetch_chunk") == 3
     assert len(set(boaster.fetched())) == 3, "what was refused is not asked for again"
-
-
-@pytest.mark.fault(11)
-@pytest.mark.spec("FC-10")
-def test_a_chunk_that_is_given_makes_good_for_two_that_were_refused(neighbor, leecher, out, gate):
-    moody, other = neighbor(), neighbor()
-
-    def two_of_three_are_refused(request, sock):
-        other.wait_for("fetch_chunk")  # so that it is not the only useful neighbor, and is asked for one chunk at a time
-        return moody.on_fetch_chunk(request, sock) if moody.count("fetch_chunk") % 3 == 0 else bad(pb.NOT_HELD)
-
-    moody.answers["fetch_chunk"] = two_of_three_are_refused
-    other.answers["fetch_chunk"] = busy_until(gate, other)
-    program = leecher()
-    moody.wait_for("fetch_chunk", 9)
-    gate.set()
-    assert "banned" not in program.ends_with(0)
-    assert out.read_bytes() == DATA
 
 
 # Row 12: answers that do not come, or not whole.
@@ -249,30 +162,6 @@ def test_the_time_for_a_short_answer_is_short(fake_tracker, fake_peer, run_patch
     assert out.read_bytes() == data
 
 
-@pytest.mark.fault(12)
-@pytest.mark.spec("WF-10", "FC-11")
-@pytest.mark.parametrize("request_name", ["chunks_query", "fetch_chunk"])
-def test_a_neighbor_that_never_answers_holds_up_nobody_else(neighbor, leecher, out, request_name):
-    silent, honest = neighbor(), neighbor()
-    silent.answers[request_name] = never
-    honest.answers["chunks_query"] = lambda request, sock: silent.wait_for(request_name) and honest.on_chunks_query(request, sock)
-    leecher().ends_with(0, seconds=6)  # the silent one is waited for ten seconds
-    assert out.read_bytes() == DATA
-
-
-@pytest.mark.fault(12)
-@pytest.mark.spec("SW-1", "FC-11")
-def test_with_the_largest_chunks_too_a_silent_neighbor_holds_up_nobody_else(fake_tracker, fake_peer, run_peer, out):
-    size = 16 << 20
-    data = bytes(size) + b"the end"
-    silent, honest = fake_peer(data, chunk_size=size), fake_peer(data, chunk_size=size)
-    silent.answers["fetch_chunk"] = never
-    honest.answers["chunks_query"] = lambda request, sock: silent.wait_for("fetch_chunk") and honest.on_chunks_query(request, sock)
-    tracker = fake_tracker(data, [silent.address, honest.address], chunk_size=size)
-    run_peer(tracker.port, out, ["--leave"]).ends_with(0, seconds=7)  # the silent one is waited for ten seconds
-    assert out.read_bytes() == data
-
-
 # Row 13: a receiver that stops reading.
 
 
@@ -329,31 +218,6 @@ def test_one_who_reads_too_slowly_loses_its_upload_slot(seeder, window, sip):
 
 
 @pytest.mark.fault(14)
-@pytest.mark.spec("WF-10", "WF-13", "CL-9")
-def test_more_idle_connections_than_there_is_room_for_are_bounded_and_hold_up_neither_the_others_nor_the_end(tracker, run_peer, out):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < 2048:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (2048 if hard < 0 else min(2048, hard), hard))
-    program = run_peer(tracker.port, out)
-    address = tracker.joiner()
-    idle = []
-    try:
-        for _ in range(540):
-            idle.append(connect(address))
-        assert ask(address, chunks_query()).WhichOneof("type") == "chunks_query"
-        assert all(is_closed(sock) for sock in idle[:20]), "those who have waited longest make room"
-        assert not any(is_closed(sock, 0.001) for sock in idle[-20:])
-        if sys.platform == "linux":
-            assert len(os.listdir(f"/proc/{program.pid}/task")) < 512 + 70, "512 connections, 50 neighbors, and a few"
-        program.signal(signal.SIGINT)
-        program.ends_with(130, seconds=4)
-    finally:
-        for sock in idle:
-            sock.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.mark.fault(14)
 @pytest.mark.spec("WF-9", "WF-10", "WF-13")
 @pytest.mark.parametrize("role", ["tracker", "peer"])
 def test_half_open_connections_up_to_the_limit_still_leave_room(make_file, tracker, run_patched, out, role):
@@ -379,29 +243,6 @@ def test_half_open_connections_up_to_the_limit_still_leave_room(make_file, track
 # Row 15: everyone busy.
 
 
-def most_in_a_second(times):
-    """The largest number of these times that lie within any one second."""
-    return max((sum(start <= at < start + 1 for at in times) for start in times), default=0)
-
-
-@pytest.mark.fault(15)
-@pytest.mark.spec("FC-7")
-def test_busy_neighbors_are_asked_again_after_pauses_and_not_twenty_times_a_second(neighbor, leecher, out, gate):
-    busy = [neighbor(), neighbor([0, 1, 2])]
-    for fake in busy:
-        fake.answers["fetch_chunk"] = busy_until(gate, fake)
-    program = leecher()
-    for fake in busy:
-        fake.wait_for("fetch_chunk", 6)
-        everything = [at for at, _, _ in fake.requests]
-        assert most_in_a_second(everything) <= 20
-        gaps = [later - earlier for earlier, later in zip(fake.times("fetch_chunk"), fake.times("fetch_chunk")[1:])]
-        assert min(gaps) >= 0.1 and max(gaps) - min(gaps) > 0.005, "pauses at random, not in step"
-    gate.set()
-    program.ends_with(0)
-    assert out.read_bytes() == DATA
-
-
 def test_the_only_neighbor_is_asked_over_two_connections_at_once(neighbor, leecher, out):
     alone = neighbor()
     together = threading.Barrier(2)
@@ -415,60 +256,6 @@ def test_the_only_neighbor_is_asked_over_two_connections_at_once(neighbor, leech
     leecher().ends_with(0)
     assert out.read_bytes() == DATA
     assert not together.broken and len(alone.connections) >= 2
-
-
-@pytest.mark.fault(15)
-@pytest.mark.spec("FC-7")
-def test_a_neighbor_that_serves_one_connection_is_not_pestered_with_another(fake_tracker, fake_peer, run_peer, out):
-    """A second connection to the only useful neighbor pays, but when it is told BUSY that is no reason to begin anew at once."""
-    data = some_bytes(100 * KIB)
-    alone = fake_peer(data, chunk_size=KIB)
-    refused = []
-
-    def only_the_first(request, sock):
-        if sock is alone.connections[0]:
-            time.sleep(0.005)
-            return alone.on_fetch_chunk(request, sock)
-        refused.append(time.monotonic())
-        return bad(pb.BUSY)
-
-    alone.answers["fetch_chunk"] = only_the_first
-    tracker = fake_tracker(data, [alone.address], chunk_size=KIB)
-    run_peer(tracker.port, out, ["--leave"]).ends_with(0)
-    assert out.read_bytes() == data
-    assert most_in_a_second(refused) <= 20
-
-
-# Row 18: a peer list without end.
-
-
-@pytest.mark.fault(18)
-@pytest.mark.spec("PL-4")
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux answers at all of 127.0.0.0/8")
-def test_of_a_hundred_thousand_addresses_fifty_are_neighbors(tracker, fake_peer, leecher, out, gate):
-    everyone = fake_peer(DATA, chunk_size=CHUNK, host="0.0.0.0")
-    everyone.answers["fetch_chunk"] = busy_until(gate, everyone)
-    tracker.peers = [f"127.{1 + n // 62500}.{n // 250 % 250}.{1 + n % 250}:{everyone.port}" for n in range(100_000)]
-    assert len(set(tracker.peers)) == 100_000
-    program = leecher("peer.REFRESH_SECONDS = 0.1; peer.PEER_LIST_SECONDS = 0.1")
-    eventually(lambda: len(everyone.connections) >= 50, what="fifty neighbors")
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)
-    assert len(everyone.connections) == 50
-    assert program.resident() < 150 << 20
-    gate.set()
-    program.ends_with(0)
-    assert out.read_bytes() == DATA
-
-
-@pytest.mark.fault(18)
-@pytest.mark.spec("PL-4")
-def test_what_is_no_address_in_a_peer_list_is_skipped(tracker, neighbor, leecher, out):
-    tracker.peers += ["", "foo", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:70000", "localhost:80", "::1:80", "\0", "x" * 100_000]
-    neighbor()
-    events = out.with_suffix(".events")
-    leecher("", "--events", events).ends_with(0)
-    assert out.read_bytes() == DATA
-    assert [event["neighbor"] for event in happened(events) if event["event"] == "neighbor_added"] == tracker.peers[-1:]
 
 
 # Row 19: addresses that lead nowhere, or back.
@@ -491,23 +278,6 @@ def test_a_peer_does_not_dial_itself_however_its_address_is_spelled(tracker, fak
 
 @pytest.mark.fault(19)
 @pytest.mark.spec("SW-6")
-def test_fifty_dead_addresses_and_a_good_one(tracker, neighbor, leecher, out):
-    dead = [socket.socket() for _ in range(50)]
-    try:
-        for sock in dead:
-            sock.bind(("127.0.0.1", 0))  # and does not listen
-            tracker.peers.append(f"127.0.0.1:{sock.getsockname()[1]}")
-        neighbor()
-        events = out.with_suffix(".events")
-        leecher("", "--events", events).ends_with(0)
-        assert out.read_bytes() == DATA
-    finally:
-        for sock in dead:
-            sock.close()
-
-
-@pytest.mark.fault(19)
-@pytest.mark.spec("SW-6")
 def test_a_neighbor_that_fails_is_dialled_again_after_pauses_that_grow(neighbor, leecher):
     failing = neighbor()
     failing.answers["chunks_query"] = lambda request, sock: None  # closes
@@ -516,38 +286,6 @@ def test_a_neighbor_that_fails_is_dialled_again_after_pauses_that_grow(neighbor,
     times = failing.times("chunks_query")
     gaps = [later - earlier for earlier, later in zip(times, times[1:])]
     assert all(gap > 0.9 * least for gap, least in zip(gaps, [0.05, 0.1, 0.2])), gaps
-
-
-# Row 20: proofs that are late or lost.
-
-
-@pytest.mark.fault(20)
-@pytest.mark.spec("AP-4", "AP-7")
-def test_after_a_proof_that_nobody_answers_the_next_one_comes_before_the_lease_ends(tracker, run_peer, out):
-    tracker.lease_ms = 2000
-    tracker.answers["active_proof"] = first(never, tracker.answers["active_proof"])
-    run_peer(tracker.port, out)
-    tracker.wait_for("active_proof", 2)
-    assert tracker.times("active_proof")[1] - tracker.times("join")[0] < 2.0
-
-
-@pytest.mark.fault(20)
-@pytest.mark.spec("AP-2", "AP-3")
-def test_a_peer_that_was_suspended_for_longer_than_its_lease_is_listed_again(make_file, run_tracker, run_peer, out):
-    path, _ = make_file(DATA)
-    tracker = run_tracker(path, expire=1, extra=["--no-seed"])
-    suspended = run_peer(tracker.port, out)
-
-    def listed():
-        return list(ask(tracker.port, peer_list()).peer_list.addresses)
-
-    before = eventually(listed, what="a peer in the list")
-    suspended.signal(signal.SIGSTOP)
-    try:
-        eventually(lambda: not listed(), what="the end of its lease")
-    finally:
-        suspended.signal(signal.SIGCONT)
-    assert eventually(listed, what="a peer in the list again") == before
 
 
 # Row 21: the wall clock jumps.
@@ -577,6 +315,7 @@ def test_a_wall_clock_that_jumps_by_hours_changes_nothing(make_file, run_patched
     assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "two.bin").read_bytes() == data
 
 
+@pytest.mark.ours
 @pytest.mark.fault(21)
 @pytest.mark.spec("CL-17")
 @pytest.mark.parametrize("name", ["peer.py", "tracker.py"])
@@ -590,80 +329,6 @@ def test_the_wall_clock_is_only_told_never_computed_with(name):
     assert names <= {"time.time", "time.monotonic", "time.sleep"}
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
     assert "datetime" not in imported and not any(isinstance(node, ast.ImportFrom) and node.module == "time" for node in ast.walk(tree))
-
-
-# Rows 22, 23: the tracker dies.
-
-
-@pytest.mark.fault(22)
-@pytest.mark.spec("AP-2", "AP-7", "SW-4")
-def test_a_tracker_that_was_killed_and_restarted_lists_its_peers_again_and_they_never_stop(make_file, run_tracker, run_peer, fake_peer, out):
-    path, data = make_file(DATA)
-    tracker = run_tracker(path, expire=1, extra=["--no-seed", "--chunk-size", "16K"])
-    seeder, leave = fake_peer(data, chunk_size=CHUNK), threading.Semaphore(0)
-    seeder.answers["fetch_chunk"] = lambda request, sock: leave.acquire(timeout=SECONDS) and seeder.on_fetch_chunk(request, sock)
-    ask(tracker.port, join(seeder.address))
-    leecher = run_peer(tracker.port, out, ["--leave"])
-    try:
-        seeder.wait_for("fetch_chunk")
-        (address,) = set(ask(tracker.port, peer_list()).peer_list.addresses) - {seeder.address}
-        tracker.signal(signal.SIGKILL)
-        tracker.wait()
-        leave.release(4)
-        eventually(lambda: len(held(address)) >= 4, what="four chunks without a tracker")
-        again = run_tracker(path, port=tracker.port, expire=1, extra=["--no-seed", "--chunk-size", "16K"])
-        assert again.port == tracker.port
-        assert eventually(lambda: list(ask(again.port, peer_list()).peer_list.addresses), what="a peer in the list") == [address]
-    finally:
-        leave.release(100)
-    leecher.ends_with(0)
-    assert out.read_bytes() == data
-
-
-@pytest.fixture
-def swarm_of_two(tracker, neighbor, run_patched, tmp_path, gate):
-    """(seeder, two leechers): the fake seeder gives each chunk away once, when the gate is open, and the leechers know each other."""
-    seeder, served, lock = neighbor(), set(), threading.Lock()
-
-    def each_chunk_once(request, sock):
-        gate.wait(SECONDS)
-        with lock:
-            if request.chunk_id in served:
-                return bad(pb.BUSY)  # so whoever has not got it must get it from the other leecher
-            served.add(request.chunk_id)
-        return seeder.on_fetch_chunk(request, sock)
-
-    seeder.answers["fetch_chunk"] = each_chunk_once
-    leechers = [run_patched("peer", QUICK, [f"127.0.0.1:{tracker.port}", tmp_path / name]) for name in ("one.bin", "two.bin")]
-    tracker.joiner(2)
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 4)
-    return seeder, leechers
-
-
-def check_files(leechers, tmp_path):
-    for program in leechers:
-        program.wait_for("complete")
-    assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "two.bin").read_bytes() == DATA
-
-
-@pytest.mark.fault(23)
-@pytest.mark.spec("SW-4")
-def test_the_swarm_finishes_without_a_tracker_that_died_after_the_first_peer_list(tracker, swarm_of_two, tmp_path, gate):
-    _, leechers = swarm_of_two
-    tracker.stop()
-    gate.set()
-    check_files(leechers, tmp_path)
-
-
-@pytest.mark.fault(23)
-@pytest.mark.spec("SW-4", "SW-6")
-def test_a_tracker_that_hangs_does_not_keep_a_leecher_from_its_neighbors(tracker, neighbor, leecher, out):
-    """A neighbor that failed once is dialled again after a second, not when the tracker was waited for in vain."""
-    seeder = neighbor()
-    tracker.answers["peer_list"] = tracker.answers["active_proof"] = never
-    seeder.answers["chunks_query"] = first(lambda request, sock: None, seeder.on_chunks_query)
-    leecher().ends_with(0, seconds=6)
-    assert out.read_bytes() == DATA
 
 
 # Row 24: no tracker.
@@ -737,16 +402,6 @@ def test_without_a_seeder_a_leecher_says_that_it_waits_and_starts_when_one_appea
     assert out.read_bytes() == DATA
 
 
-@pytest.mark.fault(26)
-@pytest.mark.spec("SW-2", "SW-4")
-def test_the_swarm_completes_when_the_seeder_dies_once_every_chunk_was_given_away(tracker, swarm_of_two, tmp_path, gate):
-    seeder, leechers = swarm_of_two
-    gate.set()
-    eventually(lambda: len({chunk_id for address in tracker.joined for chunk_id in held(address)}) == 9, what="every chunk in the swarm")
-    seeder.stop()
-    check_files(leechers, tmp_path)
-
-
 @pytest.mark.fault(27)
 @pytest.mark.spec("SW-7", "CL-3")
 def test_when_a_chunk_is_nowhere_a_leecher_says_which_keeps_what_it_has_and_ends_with_exit_code_7(tracker, neighbor, leecher, out):
@@ -769,28 +424,4 @@ def test_a_swarm_is_not_lost_while_a_neighbor_has_the_chunk_however_long_it_is_b
     busy.wait_for("fetch_chunk", 5)  # four pauses of 0.2 s
     gate.set()
     assert "waiting for a neighbor" not in program.ends_with(0)
-    assert out.read_bytes() == DATA
-
-
-# Row 28: the last chunk on a slow neighbor.
-
-
-@pytest.mark.fault(28)
-@pytest.mark.spec("SW-5", "FC-12")
-def test_the_last_chunk_is_asked_of_a_second_neighbor_when_the_first_is_slow_and_counted_once(tracker, neighbor, run_peer, out, gate):
-    slow, fast = neighbor(), neighbor()
-    slow.answers["fetch_chunk"] = after(gate, slow.on_fetch_chunk)
-    fast.answers["fetch_chunk"] = lambda request, sock: slow.wait_for("fetch_chunk") and fast.on_fetch_chunk(request, sock)
-    events = out.with_suffix(".events")
-    program = run_peer(tracker.port, out, ["--events", events])
-    program.wait_for("complete", seconds=6)  # the slow one is waited for ten seconds
-    assert slow.fetched()[0] in fast.fetched()
-    written = out.stat().st_mtime_ns
-    gate.set()  # now the same chunk comes once more
-    eventually(lambda: slow.address in [event["neighbor"] for event in happened(events) if event["event"] == "neighbor_dropped"],
-               what="the slow one's end")
-    fetched = [event["chunk"] for event in happened(events) if event["event"] == "fetched"]
-    assert sorted(fetched) == [index * CHUNK for index in range(9)]
-    assert held(tracker.joiner()) == fetched
-    assert out.stat().st_mtime_ns == written, "a file that is complete is not written to again"
     assert out.read_bytes() == DATA

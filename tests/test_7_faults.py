@@ -1,0 +1,510 @@
+"""Faults over the wire: what a network, other peers and a tracker do wrong, and what any implementation must do then.
+
+The numbers are those of the list of faults (see conftest.py). The other side is a fake that is honest but for one
+fault. What must be waited for too long is tried in test_faults_network.py, on our own programs with shorter times.
+"""
+
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+
+import pytest
+
+from harness import SECONDS, ask, chunks_query, connect, eventually, is_closed, join, peer_list, some_bytes, split
+import messages_pb2 as pb
+from messages_pb2 import Response
+
+KIB = 1024
+CHUNK = 16 * KIB
+DATA = some_bytes(8 * CHUNK + 1000)  # nine chunks, the last one short
+
+
+def never(request, sock):
+    """An answer that does not come, until the asker has given up."""
+    sock.recv(1)
+
+
+def bad(code):
+    return Response(bad=Response.Bad(code=code, reason="as the test wants it"))
+
+
+def first(fault, then):
+    """An answer that is `fault` the first time, and honest from then on."""
+    turns = [fault]
+    return lambda request, sock: (turns.pop() if turns else then)(request, sock)
+
+
+def after(event, then):
+    """An answer that waits for an event."""
+    return lambda request, sock: event.wait(SECONDS) and then(request, sock)
+
+
+def held(address):
+    """The chunk ids that a peer lists."""
+    return ask(address, chunks_query()).chunks_query.chunk_ids
+
+
+def busy_until(event, fake):
+    """An answer that is BUSY until the event, and honest then."""
+    return lambda request, sock: fake.on_fetch_chunk(request, sock) if event.is_set() else bad(pb.BUSY)
+
+
+def happened(path):
+    """The events that a program has written."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def tracker(fake_tracker):
+    return fake_tracker(DATA, chunk_size=CHUNK)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out.bin"
+
+
+@pytest.fixture
+def leecher(run_peer, tracker, out):
+    """leecher(...): a peer under test that leaves when it is complete."""
+    return lambda *extra: run_peer(tracker.port, out, ["--leave", *extra])
+
+
+@pytest.fixture
+def neighbor(fake_peer, tracker):
+    """neighbor(): a fake peer that the tracker lists."""
+    def make(held=None):
+        fake = fake_peer(DATA, held, chunk_size=CHUNK)
+        tracker.peers.append(fake.address)
+        return fake
+    return make
+
+
+@pytest.fixture
+def gate():
+    """An event for fakes to wait for; it comes at the latest when the test ends."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def all_closed(neighbor):
+    """Whether a fake was called, and every connection to it has ended."""
+    return bool(neighbor.connections) and all(sock.fileno() < 0 for sock in list(neighbor.connections))
+
+
+@pytest.fixture
+def slow_seeder(neighbor):
+    """slow_seeder(): an honest neighbor whose first chunk takes 0.3 s: time enough for the asker to call others meanwhile."""
+    def make():
+        fake = neighbor()
+
+        def answer(request, sock):
+            time.sleep(0.3 if fake.count("fetch_chunk") == 1 else 0)
+            return fake.on_fetch_chunk(request, sock)
+        fake.answers["fetch_chunk"] = answer
+        return fake
+    return make
+
+
+# Row 10: bytes that are not the chunk's.
+
+
+@pytest.mark.fault(10)
+@pytest.mark.spec("FC-9", "WF-12")
+def test_wrong_chunks_are_thrown_away_their_neighbors_banned_and_the_chunks_fetched_elsewhere(tracker, neighbor, slow_seeder, leecher, out):
+    chunks = split(DATA, CHUNK)
+    wrong = {
+        "other bytes": lambda chunk: b"wrong" + chunk[5:],
+        "one byte short": lambda chunk: chunk[:-1],
+        "one byte long": lambda chunk: chunk + b"x",
+        "no bytes": lambda chunk: b"",  # `2a 00`: a chunk nevertheless
+        "another chunk": lambda chunk: chunks[5] if chunk != chunks[5] else chunks[0],
+        "zeros": lambda chunk: bytes(len(chunk)),
+    }
+    liars = {name: neighbor() for name in wrong}
+    for name, liar in liars.items():
+        liar.answers["fetch_chunk"] = lambda request, sock, change=wrong[name]: Response(chunk=change(chunks[request.chunk_id // CHUNK]))
+    program = leecher()
+    for name, liar in liars.items():
+        liar.wait_for("fetch_chunk")
+        eventually(lambda: all_closed(liar), what=f"the end of all connections to the neighbor that sends {name}")
+    assert not held(tracker.joiner()) and not out.exists()
+    assert b"wrong" not in out.with_name("out.bin.part").read_bytes()
+    asked = {name: (len(liar.connections), liar.count("fetch_chunk")) for name, liar in liars.items()}
+    tracker.wait_for("peer_list")  # a second later: those that are not banned will be dialled again
+    slow_seeder()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+    assert {name: (len(liar.connections), liar.count("fetch_chunk")) for name, liar in liars.items()} == asked
+    assert max(fetches for _, fetches in asked.values()) <= 2  # one is enough; a second may have been under way
+
+
+@pytest.mark.fault(10, 28)
+@pytest.mark.spec("SW-5", "FC-9")
+def test_in_the_endgame_a_wrong_answer_is_not_the_one_that_counts(neighbor, leecher, out, gate):
+    slow, liar = neighbor(), neighbor()
+    slow.answers["fetch_chunk"] = lambda request, sock: (slow.count("fetch_chunk") < 9 or gate.wait(SECONDS)) and slow.on_fetch_chunk(request, sock)
+    liar.answers["chunks_query"] = lambda request, sock: slow.wait_for("fetch_chunk", 9) and liar.on_chunks_query(request, sock)
+    liar.answers["fetch_chunk"] = lambda request, sock: Response(chunk=bytes(CHUNK))
+    program = leecher()
+    liar.wait_for("fetch_chunk")
+    eventually(lambda: liar.connections[0].fileno() == -1, what="the end of the connection to the liar")
+    gate.set()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+    assert len(liar.fetched()) == 1
+
+
+# Row 11: promises that are not kept.
+
+
+@pytest.mark.fault(11)
+@pytest.mark.spec("FC-10")
+def test_neighbors_that_refuse_three_listed_chunks_in_a_row_are_banned(tracker, neighbor, slow_seeder, leecher, out):
+    liars = {code: neighbor() for code in (pb.NOT_HELD, pb.NO_SUCH_CHUNK, pb.UNSPECIFIED, 77)}  # the last is a code of a later version
+    for code, liar in liars.items():
+        liar.answers["fetch_chunk"] = lambda request, sock, code=code: bad(code)
+    program = leecher()
+    for code, liar in liars.items():
+        liar.wait_for("fetch_chunk", 3)
+        eventually(lambda: all_closed(liar), what=f"the end of all connections to the neighbor that answers with code {code}")
+    asked = {code: (len(liar.connections), liar.count("fetch_chunk")) for code, liar in liars.items()}
+    assert max(fetches for _, fetches in asked.values()) <= 5  # three are enough; more may have been under way
+    tracker.wait_for("peer_list")  # a second later: those that are not banned will be dialled again
+    slow_seeder()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+    assert {code: (len(liar.connections), liar.count("fetch_chunk")) for code, liar in liars.items()} == asked
+
+
+@pytest.mark.fault(11)
+@pytest.mark.spec("FC-10")
+def test_a_chunk_that_is_given_makes_good_for_two_that_were_refused(neighbor, leecher, out, gate):
+    moody, other = neighbor(), neighbor()
+
+    def two_of_three_are_refused(request, sock):
+        other.wait_for("fetch_chunk")  # so that it is not the only useful neighbor, and is asked for one chunk at a time
+        return moody.on_fetch_chunk(request, sock) if moody.count("fetch_chunk") % 3 == 0 else bad(pb.NOT_HELD)
+
+    moody.answers["fetch_chunk"] = two_of_three_are_refused
+    other.answers["fetch_chunk"] = busy_until(gate, other)
+    program = leecher()
+    moody.wait_for("fetch_chunk", 9)
+    gate.set()
+    assert "banned" not in program.ends_with(0)
+    assert out.read_bytes() == DATA
+
+
+# Row 12: answers that do not come, or not whole.
+
+
+@pytest.mark.fault(12)
+@pytest.mark.spec("WF-10", "FC-11")
+@pytest.mark.parametrize("request_name", ["chunks_query", "fetch_chunk"])
+def test_a_neighbor_that_never_answers_holds_up_nobody_else(neighbor, leecher, out, request_name):
+    silent, honest = neighbor(), neighbor()
+    silent.answers[request_name] = never
+    honest.answers["chunks_query"] = lambda request, sock: silent.wait_for(request_name) and honest.on_chunks_query(request, sock)
+    leecher().ends_with(0, seconds=6)  # the silent one is waited for ten seconds
+    assert out.read_bytes() == DATA
+
+
+@pytest.mark.fault(12)
+@pytest.mark.spec("SW-1", "FC-11")
+def test_with_the_largest_chunks_too_a_silent_neighbor_holds_up_nobody_else(fake_tracker, fake_peer, run_peer, out):
+    size = 16 << 20
+    data = bytes(size) + b"the end"
+    silent, honest = fake_peer(data, chunk_size=size), fake_peer(data, chunk_size=size)
+    silent.answers["fetch_chunk"] = never
+    honest.answers["chunks_query"] = lambda request, sock: silent.wait_for("fetch_chunk") and honest.on_chunks_query(request, sock)
+    tracker = fake_tracker(data, [silent.address, honest.address], chunk_size=size)
+    run_peer(tracker.port, out, ["--leave"]).ends_with(0, seconds=7)  # the silent one is waited for ten seconds
+    assert out.read_bytes() == data
+
+
+# Row 14: connections that say nothing, or half a word.
+
+
+@pytest.mark.fault(14)
+@pytest.mark.spec("WF-10", "WF-13", "CL-9")
+def test_more_idle_connections_than_there_is_room_for_are_bounded_and_hold_up_neither_the_others_nor_the_end(tracker, run_peer, out):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < 2048:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2048 if hard < 0 else min(2048, hard), hard))
+    program = run_peer(tracker.port, out)
+    address = tracker.joiner()
+    idle = []
+    try:
+        for _ in range(540):
+            idle.append(connect(address))
+        assert ask(address, chunks_query()).WhichOneof("type") == "chunks_query"
+        assert all(is_closed(sock) for sock in idle[:20]), "those who have waited longest make room"
+        assert not any(is_closed(sock, 0.001) for sock in idle[-20:])
+        if sys.platform == "linux":
+            assert len(os.listdir(f"/proc/{program.pid}/task")) < 512 + 70, "512 connections, 50 neighbors, and a few"
+        program.signal(signal.SIGINT)
+        program.ends_with(130, seconds=4)
+    finally:
+        for sock in idle:
+            sock.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# Row 15: everyone busy.
+
+
+def most_in_a_second(times):
+    """The largest number of these times that lie within any one second."""
+    return max((sum(start <= at < start + 1 for at in times) for start in times), default=0)
+
+
+@pytest.mark.fault(15)
+@pytest.mark.spec("FC-7")
+def test_busy_neighbors_are_asked_again_after_pauses_and_not_twenty_times_a_second(neighbor, leecher, out, gate):
+    busy = [neighbor(), neighbor([0, 1, 2])]
+    for fake in busy:
+        fake.answers["fetch_chunk"] = busy_until(gate, fake)
+    program = leecher()
+    for fake in busy:
+        fake.wait_for("fetch_chunk", 6)
+        everything = [at for at, _, _ in fake.requests]
+        assert most_in_a_second(everything) <= 20
+        gaps = [later - earlier for earlier, later in zip(fake.times("fetch_chunk"), fake.times("fetch_chunk")[1:])]
+        assert min(gaps) >= 0.1 and max(gaps) - min(gaps) > 0.005, "pauses at random, not in step"
+    gate.set()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+
+
+@pytest.mark.fault(15)
+@pytest.mark.spec("FC-7")
+def test_a_neighbor_that_serves_one_connection_is_not_pestered_with_another(fake_tracker, fake_peer, run_peer, out):
+    """A second connection to the only useful neighbor pays, but when it is told BUSY that is no reason to begin anew at once."""
+    data = some_bytes(100 * KIB)
+    alone = fake_peer(data, chunk_size=KIB)
+    refused = []
+
+    def only_the_first(request, sock):
+        if sock is alone.connections[0]:
+            time.sleep(0.005)
+            return alone.on_fetch_chunk(request, sock)
+        refused.append(time.monotonic())
+        return bad(pb.BUSY)
+
+    alone.answers["fetch_chunk"] = only_the_first
+    tracker = fake_tracker(data, [alone.address], chunk_size=KIB)
+    run_peer(tracker.port, out, ["--leave"]).ends_with(0)
+    assert out.read_bytes() == data
+    assert most_in_a_second(refused) <= 20
+
+
+# Row 18: a peer list without end.
+
+
+@pytest.mark.fault(18)
+@pytest.mark.spec("PL-4")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux answers at all of 127.0.0.0/8")
+def test_of_a_hundred_thousand_addresses_fifty_are_neighbors(tracker, fake_peer, leecher, out, gate):
+    everyone = fake_peer(DATA, chunk_size=CHUNK, host="0.0.0.0")
+    everyone.answers["fetch_chunk"] = busy_until(gate, everyone)
+    tracker.peers = [f"127.{1 + n // 62500}.{n // 250 % 250}.{1 + n % 250}:{everyone.port}" for n in range(100_000)]
+    assert len(set(tracker.peers)) == 100_000
+    program = leecher()
+    eventually(lambda: len(everyone.connections) >= 50, what="fifty neighbors")
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)
+    assert len(everyone.connections) == 50
+    assert program.resident() < 150 << 20
+    gate.set()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+
+
+@pytest.mark.fault(18)
+@pytest.mark.spec("PL-4")
+def test_what_is_no_address_in_a_peer_list_is_skipped(tracker, neighbor, leecher, out):
+    tracker.peers += ["", "foo", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:70000", "localhost:80", "::1:80", "\0", "x" * 100_000]
+    neighbor()
+    events = out.with_suffix(".events")
+    leecher("--events", events).ends_with(0)
+    assert out.read_bytes() == DATA
+    assert [event["neighbor"] for event in happened(events) if event["event"] == "neighbor_added"] == tracker.peers[-1:]
+
+
+# Row 19: addresses that lead nowhere, or back.
+
+
+@pytest.mark.fault(19)
+@pytest.mark.spec("SW-6")
+def test_fifty_dead_addresses_and_a_good_one(tracker, neighbor, leecher, out):
+    dead = [socket.socket() for _ in range(50)]
+    try:
+        for sock in dead:
+            sock.bind(("127.0.0.1", 0))  # and does not listen
+            tracker.peers.append(f"127.0.0.1:{sock.getsockname()[1]}")
+        neighbor()
+        leecher().ends_with(0)
+        assert out.read_bytes() == DATA
+    finally:
+        for sock in dead:
+            sock.close()
+
+
+@pytest.mark.fault(19)
+@pytest.mark.spec("SW-6")
+def test_a_neighbor_that_fails_is_dialled_again_but_not_at_once_again_and_again(neighbor, leecher, out):
+    failing = neighbor()
+    failing.answers["chunks_query"] = lambda request, sock: failing.on_chunks_query(request, sock) if failing.count("chunks_query") > 2 else None  # closes
+    leecher().ends_with(0)
+    assert out.read_bytes() == DATA
+    times = failing.times("chunks_query")
+    assert times[2] - times[0] > 0.5, "the third time came at once"
+    assert len(failing.connections) <= 6, "twice in vain, then for good, over two connections perhaps"
+
+
+# Row 20: proofs that are late or lost.
+
+
+@pytest.mark.fault(20)
+@pytest.mark.spec("AP-4", "AP-7")
+def test_after_a_proof_that_nobody_answers_the_next_one_comes_before_the_lease_ends(tracker, run_peer, out):
+    tracker.lease_ms = 2000
+    tracker.answers["active_proof"] = first(never, tracker.answers["active_proof"])
+    run_peer(tracker.port, out)
+    tracker.wait_for("active_proof", 2)
+    assert tracker.times("active_proof")[1] - tracker.times("join")[0] < 2.0
+
+
+@pytest.mark.fault(20)
+@pytest.mark.spec("AP-2", "AP-3")
+def test_a_peer_that_was_suspended_for_longer_than_its_lease_is_listed_again(make_file, run_tracker, run_peer, out):
+    path, _ = make_file(DATA)
+    tracker = run_tracker(path, expire=1, extra=["--no-seed"])
+    suspended = run_peer(tracker.port, out)
+
+    def listed():
+        return list(ask(tracker.port, peer_list()).peer_list.addresses)
+
+    before = eventually(listed, what="a peer in the list")
+    suspended.signal(signal.SIGSTOP)
+    try:
+        eventually(lambda: not listed(), what="the end of its lease")
+    finally:
+        suspended.signal(signal.SIGCONT)
+    assert eventually(listed, what="a peer in the list again") == before
+
+
+# Rows 22, 23: the tracker dies.
+
+
+@pytest.mark.fault(22)
+@pytest.mark.spec("AP-2", "AP-7", "SW-4")
+def test_a_tracker_that_was_killed_and_restarted_lists_its_peers_again_and_they_never_stop(make_file, run_tracker, run_peer, fake_peer, out):
+    path, data = make_file(DATA)
+    tracker = run_tracker(path, expire=1, extra=["--no-seed", "--chunk-size", "16K"])
+    seeder, leave = fake_peer(data, chunk_size=CHUNK), threading.Semaphore(0)
+    seeder.answers["fetch_chunk"] = lambda request, sock: leave.acquire(timeout=SECONDS) and seeder.on_fetch_chunk(request, sock)
+    ask(tracker.port, join(seeder.address))
+    leecher = run_peer(tracker.port, out, ["--leave"])
+    try:
+        seeder.wait_for("fetch_chunk")
+        (address,) = set(ask(tracker.port, peer_list()).peer_list.addresses) - {seeder.address}
+        tracker.signal(signal.SIGKILL)
+        tracker.wait()
+        leave.release(4)
+        eventually(lambda: len(held(address)) >= 4, what="four chunks without a tracker")
+        again = run_tracker(path, port=tracker.port, expire=1, extra=["--no-seed", "--chunk-size", "16K"])
+        assert again.port == tracker.port
+        assert eventually(lambda: list(ask(again.port, peer_list()).peer_list.addresses), what="a peer in the list") == [address]
+    finally:
+        leave.release(100)
+    leecher.ends_with(0)
+    assert out.read_bytes() == data
+
+
+@pytest.fixture
+def swarm_of_two(tracker, neighbor, run_peer, tmp_path, gate):
+    """(seeder, two leechers): the fake seeder gives each chunk away once, when the gate is open, and the leechers know each other."""
+    seeder, served, lock = neighbor(), set(), threading.Lock()
+
+    def each_chunk_once(request, sock):
+        gate.wait(SECONDS)
+        with lock:
+            if request.chunk_id in served:
+                return bad(pb.BUSY)  # so whoever has not got it must get it from the other leecher
+            served.add(request.chunk_id)
+        return seeder.on_fetch_chunk(request, sock)
+
+    seeder.answers["fetch_chunk"] = each_chunk_once
+    leechers = [run_peer(tracker.port, tmp_path / name) for name in ("one.bin", "two.bin")]
+    tracker.joiner(2)
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 4)
+    return seeder, leechers
+
+
+def check_files(leechers, tmp_path):
+    for program in leechers:
+        program.wait_for("complete")
+    assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "two.bin").read_bytes() == DATA
+
+
+@pytest.mark.fault(23)
+@pytest.mark.spec("SW-4")
+def test_the_swarm_finishes_without_a_tracker_that_died_after_the_first_peer_list(tracker, swarm_of_two, tmp_path, gate):
+    _, leechers = swarm_of_two
+    tracker.stop()
+    gate.set()
+    check_files(leechers, tmp_path)
+
+
+@pytest.mark.fault(23)
+@pytest.mark.spec("SW-4", "SW-6")
+def test_a_tracker_that_hangs_does_not_keep_a_leecher_from_its_neighbors(tracker, neighbor, leecher, out):
+    """A neighbor that failed once is dialled again after a second, not when the tracker was waited for in vain."""
+    seeder = neighbor()
+    tracker.answers["peer_list"] = tracker.answers["active_proof"] = never
+    seeder.answers["chunks_query"] = first(lambda request, sock: None, seeder.on_chunks_query)
+    leecher().ends_with(0, seconds=6)
+    assert out.read_bytes() == DATA
+
+
+# Rows 25, 26, 27: no seeder.
+
+
+@pytest.mark.fault(26)
+@pytest.mark.spec("SW-2", "SW-4")
+def test_the_swarm_completes_when_the_seeder_dies_once_every_chunk_was_given_away(tracker, swarm_of_two, tmp_path, gate):
+    seeder, leechers = swarm_of_two
+    gate.set()
+    eventually(lambda: len({chunk_id for address in tracker.joined for chunk_id in held(address)}) == 9, what="every chunk in the swarm")
+    seeder.stop()
+    check_files(leechers, tmp_path)
+
+
+# Row 28: the last chunk on a slow neighbor.
+
+
+@pytest.mark.fault(28)
+@pytest.mark.spec("SW-5", "FC-12")
+def test_the_last_chunk_is_asked_of_a_second_neighbor_when_the_first_is_slow_and_counted_once(tracker, neighbor, run_peer, out, gate):
+    slow, fast = neighbor(), neighbor()
+    slow.answers["fetch_chunk"] = after(gate, slow.on_fetch_chunk)
+    fast.answers["fetch_chunk"] = lambda request, sock: slow.wait_for("fetch_chunk") and fast.on_fetch_chunk(request, sock)
+    events = out.with_suffix(".events")
+    program = run_peer(tracker.port, out, ["--events", events])
+    program.wait_for("complete", seconds=6)  # the slow one is waited for ten seconds
+    assert slow.fetched()[0] in fast.fetched()
+    written = out.stat().st_mtime_ns
+    gate.set()  # now the same chunk comes once more
+    eventually(lambda: slow.address in [event["neighbor"] for event in happened(events) if event["event"] == "neighbor_dropped"],
+               what="the slow one's end")
+    fetched = [event["chunk"] for event in happened(events) if event["event"] == "fetched"]
+    assert sorted(fetched) == [index * CHUNK for index in range(9)]
+    assert held(tracker.joiner()) == fetched
+    assert out.stat().st_mtime_ns == written, "a file that is complete is not written to again"
+    assert out.read_bytes() == DATA
