@@ -34,6 +34,14 @@ def test_everyone_is_told_of_all_live_peers_and_nobody_is_listed_by_asking(make_
         assert own not in answer.peer_list.addresses
 
 
+@pytest.mark.spec("PL-2", "AP-3")
+def test_a_lease_runs_out_however_often_its_machine_asks_for_the_list(make_file, run_tracker):
+    path, _ = make_file(1)
+    port = run_tracker(path, expire=1).port
+    assert listed(ask(port, join("127.0.0.1:5001"))) == ["127.0.0.1:5001"]
+    eventually(lambda: listed(ask(port, peer_list())) == [], what="the end of a lease that only lists were asked for in")
+
+
 # What a peer does with it.
 
 

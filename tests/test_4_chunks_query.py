@@ -185,6 +185,17 @@ def test_ids_that_are_no_offset_of_a_chunk_are_ignored(start, fake_peer, data):
     assert set(neighbor.fetched()) == set(IDS)
 
 
+@pytest.mark.spec("CQ-5", "FC-8")
+def test_an_id_in_the_middle_of_a_chunk_does_not_stand_for_that_chunk(start, fake_peer, data):
+    neighbor = fake_peer(data)
+    listed = [0, CHUNK + 1, 3 * CHUNK - 1, 4 * CHUNK + 999]
+    neighbor.answers["chunks_query"] = lambda request, sock: pb.Response(chunks_query=pb.Response.ChunksQuery(chunk_ids=listed[request.known:]))
+    address, _ = start(neighbor)
+    eventually(lambda: 0 in ids(address), what="chunk 0")
+    neighbor.wait_for("chunks_query", neighbor.count("chunks_query") + 2)  # by now it has asked for all that it believes to be there
+    assert neighbor.fetched() == [0]
+
+
 @pytest.mark.spec("CQ-4", "CQ-5")
 def test_a_list_in_which_ids_are_repeated_is_understood(start, fake_peer, data):
     neighbor = fake_peer(data)

@@ -1,6 +1,7 @@
 """Fetch Chunk: what a peer answers, and how it asks (SPEC.md, clauses FC)."""
 
 import os
+import select
 import socket
 import struct
 import threading
@@ -150,10 +151,24 @@ def test_an_asker_is_told_busy_only_if_it_said_that_it_does_not_mind(seed):
         patient.sendall(framed(fetch_chunk(0)))
         answer = ask(hurried, fetch_chunk(0, busy_ok=True))
         assert answer.chunk == data or is_refused(answer, pb.BUSY)
+        select.select([patient], [], [], 0.3)  # time to be refused: the slots are taken until the next line
         for sock in stalled:
             sock.close()
         assert receive(patient).chunk == data  # its turn has come
         eventually(lambda: ask(hurried, fetch_chunk(0, busy_ok=True)).chunk == data, what="a free slot")
+
+
+@pytest.mark.spec("WF-10", "FC-6")
+@pytest.mark.fault(13)
+def test_an_asker_that_stops_reading_keeps_nobody_else_from_being_answered(seed):
+    """It has one of the two slots. A lock that is held while a chunk is sent would stop everybody."""
+    data = some_bytes(BIG)
+    address = seed(data, chunk_size=BIG)
+    eventually(lambda: held_by(address) == [0], what="the peer's list of its chunk")
+    with ask_and_stop_reading(address):
+        assert held_by(address) == [0]
+        assert is_refused(ask(address, fetch_chunk(1)), pb.NO_SUCH_CHUNK)
+        assert ask(address, fetch_chunk(0)).chunk == data
 
 
 @pytest.mark.spec("FC-14")

@@ -126,6 +126,25 @@ def test_the_rarest_chunk_is_asked_for_first(tracker, neighbor, run_peer, out, g
     assert rich.fetched()[:2] == [6 * CHUNK, 2 * CHUNK]
 
 
+@pytest.mark.spec("SW-1")
+def test_while_there_are_others_a_chunk_that_is_under_way_is_asked_of_nobody_else(tracker, neighbor, run_peer, out, gate):
+    """Two neighbors have everything, a third all but chunk 6: that is the rarest, and only one of the two is asked for it."""
+    two, poor = [neighbor(), neighbor()], neighbor([0, 1, 2, 3, 4, 5, 7, 8])
+    poor.answers["fetch_chunk"] = busy_until(gate, poor)
+    both_were_asked = threading.Barrier(2)
+    for fake in two:
+        fake.answers["chunks_query"] = lambda request, sock, fake=fake: poor.wait_for("fetch_chunk") and fake.on_chunks_query(request, sock)
+        fake.answers["fetch_chunk"] = lambda request, sock, fake=fake: (fake.count("fetch_chunk") > 1 or both_were_asked.wait(SECONDS) >= 0) and fake.on_fetch_chunk(request, sock)
+    program = run_peer(tracker.port, out, ["--leave"])
+    for fake in two:
+        fake.wait_for("fetch_chunk", 2)
+    gate.set()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+    first = [fake.fetched()[0] for fake in two]
+    assert first.count(6 * CHUNK) == 1, first
+
+
 @pytest.mark.spec("SW-1", "FC-8")
 def test_each_neighbor_is_asked_only_for_what_it_has(tracker, neighbor, run_peer, out):
     shares = [[0, 3, 6], [1, 4, 7], [8, 5, 2, 0]]
