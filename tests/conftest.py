@@ -21,6 +21,7 @@ import harness  # noqa: E402  (after the paths)
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "spec(*clauses): the clauses of lab/SPEC.md that this test checks")
+    config.addinivalue_line("markers", "slow: waits out a real deadline of the SPEC; make grade runs it, make stage-N does not")
     config.addinivalue_line("markers", "fault(*rows): the rows of the list of faults that this test tries")
     config.addinivalue_line("markers", "ours: a test that can only run on tracker.py and peer.py, not on another implementation")
 

@@ -25,6 +25,8 @@ from messages_pb2 import File, Request, Response
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TRACKER = os.environ.get("TRACKER") or f"{shlex.quote(sys.executable)} tracker.py {{file}} --port {{port}} --expire {{expire}}"
 PEER = os.environ.get("PEER") or f"{shlex.quote(sys.executable)} peer.py {{tracker}} {{out}}"
+PROGRAMS = os.environ.get("PROGRAMS") or ROOT  # the folder in which they are started
+OWN_ENVIRONMENT = ("PYTHONPATH", "PYTHONUNBUFFERED", "TRACKER", "PEER", "PROGRAMS", "GRADING")  # what the tests are told, and no program is
 CHUNK = 262_144  # bytes: the default chunk size of SPEC.md
 SECONDS = 10     # for anything that is expected to happen; a test that waits for so long has failed
 
@@ -175,11 +177,17 @@ def eventually(condition, seconds=SECONDS, what="the condition"):
 # Programs as processes.
 
 
+def program_environment():
+    """The environment of a program under test."""
+    return {name: value for name, value in os.environ.items() if name not in OWN_ENVIRONMENT}
+
+
 class Program:
     """A process whose output is read as it comes. Ends with the test (see conftest.py)."""
 
     def __init__(self, command, **options):
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        options.setdefault("env", program_environment())
+        self.process = subprocess.Popen(command, cwd=PROGRAMS, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT, start_new_session=True, **options)
         self.pid = self.process.pid
         self.output = ""
@@ -255,7 +263,8 @@ def peer_command(tracker, out, *extra):
 
 def finished(arguments, **options):
     """The process that these arguments start, once it has ended: returncode, stdout, stderr."""
-    return subprocess.run(arguments, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+    options.setdefault("env", program_environment())
+    return subprocess.run(arguments, cwd=PROGRAMS, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
                           timeout=2 * SECONDS, **options)
 
 

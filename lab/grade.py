@@ -1,0 +1,504 @@
+#!/usr/bin/env python3
+"""Grade a tracker and a peer, in any language, over the wire; say for each failure where the fault is.
+
+    make grade TRACKER='./my-tracker {file} {port} {expire}' PEER='./my-peer {tracker} {out}'
+    make grade DIR=submission            the tracker.py and the peer.py of that folder
+    make stage-3 [DIR=...] [K=word]      one stage; without a name of a program: the reference
+    python lab/grade.py --help
+
+The conformance tests of tests/test_0_*.py to tests/test_7_*.py drive the programs as processes. None of their code
+comes into a process of ours. Everything that this program needs to know comes from the tests' own
+processes (tests/verdict.py), over pipes that the programs under test do not have.
+
+    this program ---starts---> workers (pytest) ---start---> the programs under test
+         |  <--- one JSON line for each begin and end ---  |
+         |  ---- numbers of tests still to be run -------> |
+
+It is the workers' supervisor and runs no test itself: whatever happens below, after LIMIT seconds all that
+was started is ended, results.json is written and the report is printed. A results.json with score 0 is
+there from the first moment. What is bounded, and by what:
+
+    time                  LIMIT seconds for all; in each test the waits of tests/harness.py, and TEST_SECONDS
+    output of a program   read to its end, kept up to a bound, and slowed beyond it (tests/harness.py)
+    one file              tests/verdict.py, by RLIMIT_FSIZE
+    all files             DISK bytes and FILES in the folders of the run and of the submission, looked at each second
+    processes, memory     PROCESSES and MEMORY, looked at several times a second; who is over them is ended, and the run too
+    what is left behind   everything below this process is ended (tests/processes.py): after each test, and at the end
+
+What it does not do: a submission runs with your rights. It can read what you can read, and it could end
+this program by its number. Grade strangers' code in a container or as another user
+(TRACKER='runuser -u student -- ...').
+
+Exit code: 0 all passed, 1 something failed, 2 wrong usage. Reading order: usage - the run - points - the report.
+"""
+
+import argparse
+import ast
+import json
+import os
+import pathlib
+import re
+import select
+import shlex
+import shutil
+import signal
+import string
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import processes  # noqa: E402  (after the path)
+
+LIMIT = 55         # seconds for the run; ending everything and writing take some of the minute that it may last
+TEST_SECONDS = 40  # seconds for one test, should its own waits not end it
+DISK = 1 << 30     # bytes that the programs may write in all
+FILES = 20_000     # and files
+FREE = 256 << 20   # bytes that stay free on the disk, whoever fills it
+PROCESSES = 400    # that may run at a time; the tests need some dozens
+MEMORY = 4 << 30   # bytes of resident memory, of all of them together
+WORKERS = 2 * (os.cpu_count() or 1) + 2  # most of a test is waiting
+STAGES = range(8)
+POINTS = {}        # clause -> points, for those that are not worth 1
+
+
+# Usage.
+
+
+class WrongUsage(Exception):
+    """One line that says what was expected, what came, and what to do."""
+
+
+class Arguments(argparse.ArgumentParser):
+    def error(self, message):
+        raise WrongUsage(message)
+
+
+def parse_arguments(argv):
+    parser = Arguments(prog="grade.py", description="Grade a tracker and a peer over the wire.", allow_abbrev=False)
+    parser.add_argument("--dir", metavar="FOLDER", help="grade the tracker.py and the peer.py of this folder")
+    parser.add_argument("--tracker", metavar="COMMAND", help="what starts the tracker, with {file} and {port}, and {expire} for its lease in seconds")
+    parser.add_argument("--peer", metavar="COMMAND", help="what starts a peer, with {tracker} and {out}")
+    parser.add_argument("--stage", metavar="N", help="only this stage, 0 to 7, without the slow tests")
+    parser.add_argument("-k", metavar="WORDS", default="", help="only tests with these words in their name")
+    parser.add_argument("--hidden", metavar="FOLDER", help="further tests, test_N_*.py, of which no source is shown")
+    parser.add_argument("--results", metavar="FILE", default="results.json", help="where to write, in Gradescope's format (default: %(default)s)")
+    parser.add_argument("--limit", metavar="S", type=float, default=LIMIT, help="end the run after so many seconds (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def check_template(option, template, needed, known):
+    """The command's words; WrongUsage if it lacks a place to fill in, has one too many, or names no program."""
+    try:
+        words = shlex.split(template)
+        names = {name for word in words for _, name, _, _ in string.Formatter().parse(word) if name is not None}
+    except ValueError as error:
+        raise WrongUsage(f"{option}: cannot read {template!r}: {error}") from None
+    for name in needed:
+        if name not in names:
+            raise WrongUsage(f"{option}: expected a command with {{{name}}} in it, got {template!r}")
+    for name in sorted(names - set(known)):
+        raise WrongUsage(f"{option}: {{{name}}} is unknown; known are {', '.join(f'{{{name}}}' for name in known)}")
+    if not shutil.which(words[0]):
+        raise WrongUsage(f"{option}: no program {words[0]!r} that can be run; name one that is on the PATH, or by its path")
+    for word in words[1:2]:
+        if word.endswith((".py", ".js", ".rb", ".jar")) and not os.path.exists(word):
+            raise WrongUsage(f"{option}: no file {word!r}; paths are seen from {os.getcwd()!r}")
+
+
+def commands(args):
+    """(template of the tracker, of the peer, folder to run them in), as the arguments say; WrongUsage."""
+    python = shlex.quote(sys.executable)
+    here = args.dir or str(ROOT)
+    if args.dir and (args.tracker or args.peer):
+        raise WrongUsage("expected --dir, or --tracker and --peer, got both")
+    if bool(args.tracker) != bool(args.peer):
+        raise WrongUsage(f"expected --tracker and --peer together, got only --{'tracker' if args.tracker else 'peer'}")
+    if args.tracker:
+        check_template("--tracker", args.tracker, ["file", "port"], ["file", "port", "expire"])
+        check_template("--peer", args.peer, ["tracker", "out"], ["tracker", "out"])
+        return args.tracker, args.peer, os.getcwd()
+    if not os.path.isdir(here):
+        raise WrongUsage(f"--dir: no folder {here!r}")
+    for name in ("tracker.py", "peer.py"):
+        if not os.path.isfile(os.path.join(here, name)):
+            raise WrongUsage(f"--dir: expected tracker.py and peer.py in {here!r}, found no {name}")
+    return f"{python} tracker.py {{file}} --port {{port}} --expire {{expire}}", f"{python} peer.py {{tracker}} {{out}}", os.path.abspath(here)
+
+
+def stages(args):
+    """The numbers of the stages to run; WrongUsage."""
+    if args.stage is None:
+        return list(STAGES)
+    if not args.stage.isdigit() or int(args.stage) not in STAGES:
+        raise WrongUsage(f"--stage: expected a number from {STAGES[0]} to {STAGES[-1]}, got {args.stage!r}")
+    return [int(args.stage)]
+
+
+def hidden_tests(folder):
+    """The files of hidden tests; WrongUsage if there are none."""
+    if not folder:
+        return []
+    found = sorted(pathlib.Path(folder).glob("test_[0-7]_*.py"))
+    if not found:
+        raise WrongUsage(f"--hidden: expected a folder with tests that are named test_N_*.py, N from 0 to 7, got {folder!r}")
+    return found
+
+
+# The run.
+
+
+class Run:
+    """One run of the tests: the workers, and what they have told.
+
+    `tests` maps a test's id to what is known of it: number, title, clauses, outcome (None: it did not run).
+    """
+
+    def __init__(self, templates, numbers, words="", hidden=(), limit=LIMIT, slow=True, ours=False):
+        self.tracker, self.peer, self.folder = templates
+        self.numbers, self.words, self.hidden = numbers, words, hidden
+        self.limit, self.slow, self.ours = limit, slow, ours
+        self.began = time.monotonic()
+        self.tests = {}
+        self.left_out = {"slow": 0, "ours": 0}
+        self.broken = []        # (file, why) that could not be collected
+        self.stopped = None     # why the run was ended early
+        self.workers = {}       # descriptor of a worker's reports -> Worker
+        self.temporary = tempfile.mkdtemp(prefix="p2p-grade-")
+        self.tokens, self.to_hand_out = os.pipe()
+        self.disk_before = None
+
+    def environment(self):
+        """What a worker is told."""
+        return {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "PYTHONUNBUFFERED": "1", "TMPDIR": self.temporary,
+                "TRACKER": self.tracker, "PEER": self.peer, "PROGRAMS": self.folder, "GRADING": "ours" if self.ours else "other",
+                "GRADE_TOKENS": str(self.tokens), "GRADE_HIDDEN": os.path.join(self.temporary, "hidden") if self.hidden else "",
+                "GRADE_SLOW": "yes" if self.slow else "", "GRADE_OURS": "yes" if self.ours else ""}
+
+    def files(self):
+        """The test files, hidden ones in a folder of their own with the fixtures of ours."""
+        found = [str(path) for number in self.numbers for path in sorted((ROOT / "tests").glob(f"test_{number}_*.py"))]
+        if self.hidden:
+            folder = pathlib.Path(self.temporary, "hidden")
+            folder.mkdir(exist_ok=True)
+            shutil.copy(ROOT / "tests" / "conftest.py", folder)
+            for path in self.hidden:
+                if int(path.name.split("_")[1]) in self.numbers:
+                    copy = folder / re.sub(r"^test_(\d)_", r"test_\1_hidden_", path.name)
+                    shutil.copy(path, copy)
+                    found.append(str(copy))
+        return found
+
+    def start_worker(self, number):
+        reports, tell = os.pipe()
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "verdict", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
+                   "--basetemp", os.path.join(self.temporary, f"worker-{number}"), "--timeout", str(TEST_SECONDS)]
+        with open(os.path.join(self.temporary, f"worker-{number}.out"), "wb") as output:
+            process = subprocess.Popen(command + (["-k", self.words] if self.words else []) + self.files(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                       env={**self.environment(), "GRADE_REPORTS": str(tell)}, pass_fds=(self.tokens, tell), start_new_session=True)
+        os.close(tell)
+        self.workers[reports] = Worker(process, reports, number)
+
+    def run(self):
+        """Run all tests, or as many as time and bounds allow. Afterwards nothing that was started runs."""
+        processes.adopt_orphans()
+        try:
+            files = self.files()
+            self.disk_before = used([self.temporary, self.folder])
+            for number in range(min(WORKERS, 8) if files else 0):
+                self.start_worker(number)
+            self.follow()
+        finally:
+            processes.end_all([worker.process.pid for worker in self.workers.values()])
+            self.remove()
+
+    def follow(self):
+        """Take what the workers tell, and watch the bounds, until all have ended or a bound is broken."""
+        looked, restarts = time.monotonic(), 0
+        while self.workers and not self.stopped:
+            for reports in select.select(list(self.workers), [], [], 0.2)[0]:
+                worker = self.workers[reports]
+                if worker.read(self):
+                    continue
+                del self.workers[reports]
+                os.close(reports)
+                if self.lost(worker) and restarts < 10:
+                    restarts += 1
+                    self.start_worker(WORKERS + restarts)
+            self.stopped = self.bound_broken(time.monotonic() - looked > 1)
+            if time.monotonic() - looked > 1:
+                looked = time.monotonic()
+
+    def lost(self, worker):
+        """Whether a worker ended in the middle of its work, which then fails for that."""
+        code = worker.process.wait()
+        test = self.tests.get(worker.running)
+        if test and test["outcome"] is None:
+            test.update(outcome="failed", failure=in_words("a verdict", f"the process that ran this test was ended (exit code {code})"))
+        return bool(worker.running) and code < 0
+
+    def collected(self, found):
+        """Number the tests, and hand them out: the first worker to have them tells."""
+        if self.to_hand_out is None:
+            return
+        counts = {}
+        for index, test in enumerate(found):
+            stage = int(test["file"].split("_")[1])
+            counts[stage] = counts.get(stage, 0) + 1
+            self.tests[test["id"]] = {**test, "stage": stage, "number": f"{stage}.{counts[stage]}", "title": title(test["name"]), "outcome": None, "failure": None, "seconds": 0}
+            os.write(self.to_hand_out, struct.pack("!I", index))
+        os.close(self.to_hand_out)
+        self.to_hand_out = None
+
+    def bound_broken(self, also_files):
+        """Why the run must end now; None if it need not."""
+        if time.monotonic() - self.began > self.limit:
+            return f"the time of {self.limit:g} s for the whole run was over"
+        below = [pid for pid, _, ended in processes.descendants(os.getpid()) if not ended]
+        if len(below) > PROCESSES:
+            return f"the programs under test started more than {PROCESSES} processes"
+        if resident(below) > MEMORY:
+            return f"the programs under test took more than {MEMORY >> 30} GiB of memory"
+        if also_files:
+            size, files = used([self.temporary, self.folder])
+            if size - self.disk_before[0] > DISK or files - self.disk_before[1] > FILES:
+                return f"the programs under test wrote more than {DISK >> 30} GiB or {FILES} files"
+            if shutil.disk_usage(self.temporary).free < FREE:
+                return f"less than {FREE >> 20} MiB were left free on the disk"
+        return None
+
+    def remove(self):
+        """Take the files of the run away."""
+        for descriptor in [self.tokens, self.to_hand_out, *self.workers]:
+            if descriptor is not None:
+                os.close(descriptor)
+        subprocess.run(["chmod", "-R", "u+rwX", self.temporary], stderr=subprocess.DEVNULL, timeout=10)
+        subprocess.run(["rm", "-rf", self.temporary], stderr=subprocess.DEVNULL, timeout=30)
+
+
+class Worker:
+    """A pytest process, and the lines that it tells."""
+
+    def __init__(self, process, reports, number):
+        self.process, self.reports, self.number = process, reports, number
+        self.unread = b""
+        self.running = None  # the id of the test that it runs
+
+    def read(self, run):
+        """Take what has come; False when there will be no more."""
+        data = os.read(self.reports, 1 << 20)
+        *lines, self.unread = (self.unread + data).split(b"\n")
+        for line in lines:
+            self.take(json.loads(line), run)
+        return bool(data)
+
+    def take(self, told, run):
+        if "collected" in told:
+            run.collected(told["collected"])
+        elif "slow" in told:
+            run.left_out = told
+        elif "broken" in told and (told["broken"], told["why"]) not in run.broken:
+            run.broken.append((told["broken"], told["why"]))
+        elif "begin" in told:
+            self.running = told["begin"]
+        elif "end" in told:
+            self.running = None
+            run.tests[told["end"]].update(outcome=told["outcome"], failure=told["failure"], seconds=told["seconds"])
+
+
+def title(name):
+    """test_a_b[c_d] in words: "a b: c d"."""
+    name, _, case = name.removeprefix("test_").partition("[")
+    return (name + (f": {case[:-1]}" if case else "")).replace("_", " ")
+
+
+def in_words(expected, got):
+    """What a test's failure holds when no bytes tell it."""
+    return {"steps": [], "step": 0, "sent": None, "expected": expected, "got": got, "offset": None, "likely": None}
+
+
+def resident(pids):
+    """Bytes of memory that these processes have (Linux; elsewhere 0)."""
+    total = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/statm") as file:
+                total += int(file.read().split()[1]) * resource_page
+        except OSError:
+            pass
+    return total
+
+
+resource_page = os.sysconf("SC_PAGE_SIZE")  # bytes
+
+
+def used(folders):
+    """(bytes, files) below these folders; it stops counting when the bound is far behind."""
+    size = files = 0
+    for folder in folders:
+        for where, _, names in os.walk(folder):
+            for name in names:
+                files += 1
+                try:
+                    size += os.lstat(os.path.join(where, name)).st_blocks * 512
+                except OSError:
+                    pass
+            if files > 10 * FILES:
+                return size, files
+    return size, files
+
+
+# Points: each clause is worth one, or what POINTS says, and is earned when all its tests pass.
+
+
+def clause_texts():
+    """"FC-3" -> its text in lab/SPEC.md."""
+    return dict(re.findall(r"^\*\*([A-Z]+-\d+)\*\* (.+)$", (ROOT / "lab" / "SPEC.md").read_text(), re.M))
+
+
+def by_clause(tests):
+    """clause -> its tests, in the order of the page; a test that was skipped says nothing of a clause."""
+    found = {clause: [] for clause in clause_texts()}
+    for test in tests:
+        for clause in test["clauses"]:
+            if test["outcome"] != "skipped":
+                found.setdefault(clause, []).append(test)
+    return {clause: its for clause, its in found.items() if its}
+
+
+def score(clause, its):
+    return POINTS.get(clause, 1) if all(test["outcome"] == "passed" for test in its) else 0
+
+
+def results(run):
+    """The content of results.json: an entry with points for each clause, then one without points for each test."""
+    tests = list(run.tests.values())
+    clauses = by_clause(tests)
+    entries = [clause_entry(clause, its) for clause, its in clauses.items()] + [test_entry(test, run) for test in tests]
+    return {"score": sum(score(clause, its) for clause, its in clauses.items()),
+            "execution_time": round(time.monotonic() - run.began), "output": "\n".join(notes(run)), "visibility": "visible",
+            "stdout_visibility": "visible", "tests": entries,
+            "extra_data": {"stages": run.numbers, "passed": sum(test["outcome"] == "passed" for test in tests), "of": len(tests),
+                           "max_score": sum(POINTS.get(clause, 1) for clause in clauses), "stopped": run.stopped}}
+
+
+def clause_entry(clause, its):
+    """What Gradescope shows of one clause."""
+    failed = [f"{test['number']} {test['title']}" for test in its if test["outcome"] != "passed"]
+    return {"name": f"{clause} {clause_texts().get(clause, '')}", "number": clause, "score": score(clause, its), "max_score": POINTS.get(clause, 1),
+            "status": "failed" if failed else "passed", "tags": [clause.partition("-")[0]],
+            "output": "\n".join([f"{len(its) - len(failed)} of {len(its)} tests passed", *failed])}
+
+
+def test_entry(test, run):
+    """What Gradescope shows of one test: for a failed one the report."""
+    entry = {"name": f"{test['number']} {test['title']}", "number": test["number"],
+             "status": "passed" if test["outcome"] in ("passed", "skipped") else "failed", "tags": [f"stage {test['stage']}"]}
+    if entry["status"] == "failed":
+        entry["output"] = report(test, run)
+        entry["extra_data"] = {"clauses": test["clauses"], **failure_of(test, run), "again": again(test, run)}
+    elif test["outcome"] == "skipped":
+        entry["output"] = "skipped here"
+    return entry
+
+
+def write(path, content):
+    """Put a whole results.json in the place of what was there."""
+    path = os.path.abspath(path)
+    with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), prefix=".results-", delete=False) as file:
+        json.dump(content, file, indent=1)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+# The report.
+
+
+def failure_of(test, run):
+    """What is known of a failure."""
+    if test["outcome"] is None:
+        return in_words("a verdict", f"not run: {run.stopped or 'the processes that run the tests ended before'}")
+    return test["failure"]
+
+
+def again(test, run):
+    """The command that runs this test again."""
+    if test["hidden"]:
+        return "a hidden test"
+    name = test["name"]
+    case = name.partition("[")[2][:-1]
+    alone = case.isidentifier() and sum(case in other["id"] for other in run.tests.values()) == 1
+    return f"make stage-{test['stage']}{run.target} K={case if alone else name.partition('[')[0].removeprefix('test_')}"
+
+
+def report(test, run):
+    """The lines of a failed test."""
+    failure = failure_of(test, run)
+    texts = clause_texts()
+    lines = [f"FAIL {test['number']}  {test['title']}"]
+    lines += [f"  SPEC {clause}  {texts.get(clause, '')}" for clause in test["clauses"]]
+    lines += [f"  expected  {failure['expected']}", f"  got       {failure['got']}", f"  again     {again(test, run)}"]
+    return "\n".join(lines)
+
+
+def notes(run):
+    """What is to be said of the run as a whole."""
+    said = [f"{file}: these tests could not be read" + ("" if file in {path.name for path in run.hidden} or "_hidden_" in file else f"\n{why}") for file, why in run.broken]
+    if run.stopped:
+        said.append(f"ended early: {run.stopped}")
+    return said
+
+
+def summary(run):
+    """One line for each stage, and one for all."""
+    tests, lines = list(run.tests.values()), []
+    for number in run.numbers:
+        its = [test for test in tests if test["stage"] == number]
+        if its:
+            lines.append(f"stage {number}   {sum(test['outcome'] == 'passed' for test in its):3} of {len(its):3} tests passed")
+    clauses = by_clause(tests)
+    got, most = sum(score(clause, its) for clause, its in clauses.items()), sum(POINTS.get(clause, 1) for clause in clauses)
+    lines.append(f"{got} of {most} points in {time.monotonic() - run.began:.1f} s; "
+                 f"a clause of lab/SPEC.md is earned when all its tests pass" + left_out(run))
+    return lines
+
+
+def left_out(run):
+    slow = run.left_out.get("slow", 0)
+    return f". Left out: {slow} slow tests, which make grade runs" if slow else ""
+
+
+def main(argv=None):
+    try:
+        args = parse_arguments(argv)
+        templates, numbers, hidden = commands(args), stages(args), hidden_tests(args.hidden)
+        try:
+            write(args.results, {"score": 0, "output": "The grading did not come to its end.", "tests": []})
+        except OSError as error:
+            raise WrongUsage(f"--results: cannot write {args.results!r}: {error.strerror}") from None
+    except WrongUsage as error:
+        print(f"grade.py: {error}", file=sys.stderr)
+        return 2
+    run = Run(templates, numbers, args.k, hidden, args.limit, slow=args.stage is None, ours=not (args.dir or args.tracker))
+    run.target = "".join(f" {name}={shlex.quote(value)}" for name, value in [("DIR", args.dir), ("TRACKER", args.tracker), ("PEER", args.peer)] if value)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    try:
+        run.run()
+    finally:
+        write(args.results, results(run))
+    if not run.tests and not run.broken:
+        print(f"grade.py: no test of stage {', '.join(map(str, numbers))} has {args.k!r} in its name", file=sys.stderr)
+        return 2
+    failed = [test for test in run.tests.values() if test["outcome"] not in ("passed", "skipped")]
+    for test in failed:
+        print(report(test, run), end="\n\n")
+    print("\n".join(notes(run) + summary(run)))
+    return 1 if failed or run.broken or run.stopped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
