@@ -1,30 +1,51 @@
 #!/usr/bin/env python3
 """What the bytes mean: requests and answers as an annotated hexdump, wrong ones too.
 
-    python lab/explain.py 0000000000000002 2a00      hex; spaces, colons and 0x may be in it
-    python lab/explain.py --response 00000000000000020a00
+    python lab/explain.py 0000000000000002 2a00       hex; spaces, colons, commas, | and 0x may be in it
+    python lab/explain.py --response 00000000000000022a00     the same bytes, read as an answer
+    python lab/explain.py lab/exchange.pcap           a capture of TCP (pcap or pcapng, as tcpdump writes it): each
+                                                      request with its answer; --port N: only, and all of, port N's
+    python lab/explain.py --proxy 9000 127.0.0.1:8000         live: tell a peer that the tracker is at port 9000, and see
+                                                      what passes; or stand before a peer. Ctrl-C ends it.
 
-Messages are read here by hand, byte after byte, and not by protobuf: so a message that no parser
-would take can be shown up to the byte that is wrong, and behind it. Nothing that is read raises.
-Lines that begin with `!!` are mistakes. For other programs: fields, headline, render, difference.
+Messages are read here by hand, byte after byte, and not by protobuf: so a message that no parser would take
+can be shown up to the byte that is wrong, and behind it. Lines that begin with `!!` are mistakes. Nothing
+that is read raises. For other programs: fields, headline, render, difference. Files are read in capture.py.
 
-Reading order: what fields there are - what values mean - reading one frame - lines - main.
+Exit codes: 0; 2 for what cannot be read, after one line that says what was expected.
+
+Reading order: what fields there are - what values mean - reading one frame - lines - frames out of a stream -
+captures - the proxy - main. The proxy has a thread that accepts and two for each connection, which only move
+bytes; all that is printed is printed by the main thread. They meet in a queue, and nothing else is shared.
 """
 
 import argparse
+import collections
 import ipaddress
 import itertools
+import os
+import queue
 import re
+import signal
+import socket
 import sys
 import textwrap
+import threading
+import time
+
+import capture
 
 CHUNK = 262_144        # bytes; the chunk size unless chosen otherwise
 MAX_REQUEST = 65_536   # bytes of a request after its length [WF-5]
+MAX_FRAME = 32 << 20   # bytes; a length above it is taken for a mistake: the largest chunk has half of that
 ROW = 8                # bytes a line: as many as the length has
 WIDTH = 110            # columns of a line
 SHOWN = 8              # bytes shown of a chunk and of digests, unless more are asked for
+FEW = 4 * ROW          # bytes; what is not longer is shown whole
 HEAD, TAIL = 60, 12    # lines shown of a long dump: its beginning and its end
 LONG = 60              # characters shown of a string
+CONNECT_SECONDS = 5.0  # for the proxy's target to accept
+WAITING = 1000         # pieces of traffic that wait to be printed; beyond that the proxy slows the traffic down
 
 
 # ---------------------------------------------------------------------------------------------
@@ -50,8 +71,8 @@ TITLES = {"join": "Join", "active_proof": "Active Proof", "peer_list": "Peer Lis
           "fetch_chunk": "Fetch Chunk", "ok": "Ok", "bad": "Bad", "chunk": "chunk"}
 CODES = ["UNSPECIFIED", "NO_TYPE", "WRONG_ROLE", "BAD_ADDRESS", "NO_SUCH_CHUNK", "NOT_HELD", "BUSY", "FULL", "OTHER_FILE"]
 EMPTY = {"FetchChunk": "chunk_id is absent, so it is 0", "AskChunksQuery": "known is absent, so it is 0", "PeerList": "a list of no peers",
-         "ChunksQuery": "a list of no chunks", "chunk": "a chunk of no bytes", "Bad": "no code, no reason",
-         "Join": "!! listening_addr is absent, so it is no ip:port", "ActiveProof": "!! listening_addr is absent, so it is no ip:port"}
+         "ChunksQuery": "a list of no chunks", "chunk": "a chunk of no bytes", "Bad": "no code and no reason"}
+NOT_EMPTY = dict.fromkeys(["Join", "ActiveProof", "address"], "0 bytes, where an ip:port is due")
 WIRE = {0: "varint", 1: "8 bytes", 2: "length follows", 5: "4 bytes"}
 
 
@@ -90,19 +111,28 @@ def address(data):
 
 def chunk_id(value):
     if value % CHUNK:
-        return f"{value:,}: no multiple of {CHUNK:,}, so no chunk of a file with chunks of that size"
-    return f"{value:,}" + (f" = {value // CHUNK:,} × {CHUNK:,}" if value else ": the first chunk")
+        return f"{value:,} (no multiple of {CHUNK:,}, the usual chunk size)"
+    return f"{value:,} = {value // CHUNK:,} × {CHUNK:,}" if value else "0: the first chunk"
 
 
 def sha256(data):
-    return f"SHA-256 {data[:4].hex()}…" if len(data) == 32 else f"!! {len(data)} bytes where 32 are due"
+    return f"SHA-256 {data[:4].hex()}…" if len(data) == 32 else f"!! {counted(len(data), 'byte')} where 32 are due"
 
 
 def digests(data):
     if len(data) % 32:
-        return f"!! {len(data):,} bytes: no multiple of 32, which a SHA-256 has"
-    return f"SHA-256 of {counted(len(data) // 32, 'chunk')}: " + ", ".join(f"{data[i:i + 4].hex()}…" for i in range(0, min(len(data), 96), 32)) + \
-        (", …" if len(data) > 96 else "")
+        return f"!! {counted(len(data), 'byte')}: no multiple of 32, the size of a SHA-256"
+    first = [f"{data[i:i + 4].hex()}…" for i in range(0, min(len(data), 96), 32)]
+    return f"SHA-256 of {counted(len(data) // 32, 'chunk')}: {', '.join(first)}" + (", …" if len(data) > 96 else "")
+
+
+def chunk(data):
+    readable = len(data) <= LONG and data.isascii() and data.decode("ascii").isprintable()
+    return "the chunk's bytes" + (f": {quoted(data.decode('ascii'))}" if readable else "")
+
+
+def code(value):
+    return f"{value} {CODES[value]}" if value < len(CODES) else f"{value:,}: a code that is not known, and a refusal like any other"
 
 
 def counted(number, noun):
@@ -114,14 +144,14 @@ VALUES = {
     "text": (2, lambda data: text_of(data)[1]),
     "sha256": (2, sha256),
     "digests": (2, digests),
-    "chunk": (2, lambda data: "the chunk's bytes" + (f": {quoted(data.decode('ascii'))}" if len(data) <= LONG and data.isascii() and data.decode("ascii").isprintable() else "")),
+    "chunk": (2, chunk),
     "chunk_id": (0, chunk_id),
     "chunk_ids": (2, chunk_id),  # packed: varints, one after another
     "count": (0, lambda value: f"{value:,}"),
     "bytes": (0, lambda value: counted(value, "byte")),
     "lease": (0, lambda value: f"{value:,} ms = {value / 1000:g} s"),
     "bool": (0, lambda value: "false" if value == 0 else "true" if value == 1 else f"true, sent as {value:,}"),
-    "code": (0, lambda value: f"{value} {CODES[value]}" if value < len(CODES) else f"{value:,}: a code that is not known, a refusal all the same"),
+    "code": (0, code),
 }
 
 
@@ -131,169 +161,166 @@ VALUES = {
 
 def varint(data, at, end):
     """(value, where it ends, what is wrong with it or ""): seven bits a byte, the lowest first."""
-    value = shift = 0
+    value = 0
     for here in range(at, min(end, at + 10)):
-        value |= (data[here] & 0x7f) << shift
-        shift += 7
+        value |= (data[here] & 0x7f) << 7 * (here - at)
         if data[here] < 0x80:
             return value & (2**64 - 1), here + 1, "a varint of more than 64 bits" if value >= 2**64 else ""
     if end - at >= 10:
-        return 0, at + 10, "a varint that does not end within 10 bytes"
+        return 0, end, "a varint that does not end within 10 bytes"
     return 0, end, "a varint cut short: its last byte says that more follow"
 
 
 class Reading:
-    """One frame, read: `runs` of (start, end, depth, text), in order and without a gap; how many things are wrong or odd; the values by path."""
+    """A message, read: what its bytes mean, and how far they are what they should be."""
 
     def __init__(self, data, kind):
         self.data = data
-        self.kind = "Response" if kind.lower() == "response" else "Request"
-        self.runs = []
-        self.wrong = 0    # things that a parser or the SPEC refuses
-        self.odd = 0      # things to be ignored, such as unknown fields
+        self.kind = kind
+        self.runs = []    # (start, end, depth, text), in order and without a gap
+        self.wrong = 0    # things that a parser or SPEC.md refuses
+        self.odd = 0      # things to be skipped: a field that is not known counts 1, one below 8 counts 2
         self.values = {}  # "join.listening_addr" -> [value, ...]
 
     def say(self, start, end, depth, text):
         self.wrong += text.startswith("!! ")
         self.runs.append((start, end, depth, text))
 
-    def frame(self):
-        """The length, the message, and what is behind it."""
-        size, end, text = self.length()
-        if size:
-            self.say(0, size, 0, text)
-        elif text:
-            self.wrong += 1
-        if end == size and size == 8 and not self.data[8:]:
-            self.runs[-1] = (0, 8, 0, text + ("" if text.startswith("!!") else " – a message without a type, to be answered Bad NO_TYPE"))
-        self.message(self.kind, "", size, end, 0)
-        if not size and text and self.runs:
-            start, stop, depth, first = self.runs[0]
-            self.runs[0] = (start, stop, depth, f"{text} {first}")
-        if end < len(self.data):
-            self.say(end, len(self.data), 0, f"!! {counted(len(self.data) - end, 'byte')} beyond the length")
+    def keep(self, path, value):
+        self.values.setdefault(path, []).append(value)
 
-    def length(self):
-        """(bytes that the length takes, where the message ends, what to say of the length) [WF-1]"""
-        data, total = self.data, len(self.data)
-        said, rest = int.from_bytes(data[:8], "big"), total - 8
-        if rest >= 0 and said == rest:
-            over = self.kind == "Request" and said > MAX_REQUEST
-            return 8, total, f"!! length: {said:,} bytes, more than the {MAX_REQUEST:,} that a server takes" if over else f"length: {counted(said, 'byte')} of message"
-        if rest >= 0 and int.from_bytes(data[:8], "little") == rest:
-            return 8, total, f"!! little-endian? Read big-endian, this length would be {said:,}"
-        if rest >= 0 and said == total:
-            return 8, total, f"!! length: {said:,}, but {rest:,} follow. It counts its own 8 bytes, which it must not"
-        for order in ("big", "little"):
-            if total >= 4 and int.from_bytes(data[:4], order) == total - 4 and not self.sound(4, total - 4):
-                return 4, total, f"!! a length of 4 bytes{', little-endian' if order == 'little' else ''}? It has 8, big-endian"
-        if total and not self.sound(0, total):
-            return 0, total, "!! no length in front? 8 bytes of it are due. As a message:"
-        if rest < 0:
-            return total, total, f"!! cut short: {total} of the length's 8 bytes"
-        return self.other_length(said, rest)
-
-    def sound(self, start, size):
-        """How many things are wrong with these bytes as a message; without a type, one more."""
-        inner = Reading(self.data, self.kind)
-        inner.message(self.kind, "", start, start + size, 0)
-        return inner.wrong + inner.odd + (not inner.values)
-
-    def other_length(self, said, rest):
-        little = int.from_bytes(self.data[:8], "little")
-        if said >= 2**32:
-            guess = f"little-endian, it would be {little:,}, and {rest:,} follow" if little < 2**32 else f"{rest:,} follow"
-            return 8, len(self.data), f"!! little-endian? This length would be {said:,}; {guess}" if little < 2**32 else f"!! length: {said:,}, but {guess}"
-        if said > rest:
-            return 8, len(self.data), f"!! length: {counted(said, 'byte')}, but {rest:,} follow; {said - rest:,} are missing"
-        return 8, 8 + said, f"length: {counted(said, 'byte')} of message"
+    def top(self, start, end):
+        """The message itself: a Request or a Response."""
+        self.message(self.kind.capitalize(), "", start, end, 0)
+        return self
 
     def message(self, name, path, start, end, depth):
-        at = start
-        while at < end:
-            at = self.field(name, path, at, end, depth)
+        while start < end:
+            start = self.field(name, path, start, end, depth)
 
     def field(self, name, path, at, end, depth):
         """One field of a message that ends at `end`; where the next one begins."""
         tag, after, problem = varint(self.data, at, end)
         number, wire = tag >> 3, tag & 7
-        if problem or not 0 < number < 2**29 or wire not in WIRE:
-            problem = problem or (f"wire type {wire}, which there is not: 0, 1, 2 and 5 are" if wire not in WIRE else f"field number {number:,}, which there is not")
-            self.say(at, end, depth, f"!! {problem}; what follows cannot be told")
+        if not problem and wire not in WIRE:
+            problem = f"wire type {wire}, which there is not: 0, 1, 2 and 5 are"
+        elif not problem and not 0 < number < 2**29:
+            problem = f"field number {number:,}, which there is not"
+        if problem:
+            self.say(at, end, depth, f"!! {problem}; from here on nothing can be told")
             return end
         field, type_ = MESSAGES[name].get(number, ("", ""))
-        due = 2 if type_[:1].isupper() else VALUES[type_][0] if type_ else wire
-        unpacked = type_ == "chunk_ids" and wire == 0
-        if due != wire and not unpacked:
-            self.say(at, after, depth, f"!! field {number} {field}, wire type {wire} ({WIRE[wire]}), where wire type {due} ({WIRE[due]}) is due")
+        due = wire if not type_ or type_ == "chunk_ids" and wire == 0 else wire_type(type_)  # chunk_ids may come unpacked
+        if due != wire:
+            self.say(at, after, depth, f"!! field {number} {field}, wire type {wire} ({WIRE[wire]}), where {due} ({WIRE[due]}) is due")
             type_ = ""
-        elif not type_:
-            self.odd += 1
-            self.say(at, after, depth, f"field {number}, not known and to be ignored; wire type {wire} ({WIRE[wire]})")
         else:
-            self.say(at, after, depth, f"field {number} {field}, wire type {wire} ({WIRE[wire]})" + self.repetition(name, path, field))
-        return self.value(type_, path + field, wire, after, end, depth + 1)
+            self.odd += 0 if type_ else 1 if number >= 8 else 2
+            told = field + self.repetition(name, field) if type_ else f"{'(an extension) ' * (number >= 8)}not known, to be skipped"
+            self.say(at, after, depth, f"field {number} {told}, wire type {wire} ({WIRE[wire]})")
+        return self.value(type_, path + (field if type_ else f"?{number}"), wire, after, end, depth + 1)
 
-    def repetition(self, name, path, field):
+    def repetition(self, name, field):
         """What to say of a second member of `type`: only the last one counts."""
         before = [known for known, _ in MESSAGES[name].values() if known in self.values] if name in ("Request", "Response") else []
         self.odd += bool(before)
-        return f"; {before[0]} came before, the last one counts" if before else ""
+        return f" ({before[0]} came before: the last one counts)" if before else ""
 
     def value(self, type_, path, wire, at, end, depth):
         """What follows a tag; where it ends."""
+        if at == end:
+            start, stop, before, text = self.runs.pop()
+            self.say(start, stop, before, f"!! {text.removeprefix('!! ')}; but the message ends here")
+            return end
+        if wire == 2:
+            return self.with_length(type_, path, at, end, depth)
         if wire == 0:
             value, after, problem = varint(self.data, at, end)
-            if at == end:
-                problem = "the message ends before the value"
-                self.runs[-1] = (*self.runs[-1][:3], f"!! {self.runs[-1][3]}: {problem}")
-                self.wrong += 1
-                return end
             self.keep(path, value)
             self.say(at, after, depth, f"!! {problem}" if problem else VALUES[type_][1](value) if type_ else f"{value:,}")
             return after
-        if wire == 2:
-            return self.with_length(type_, path, at, end, depth)
-        size = WIRE[wire][0]
-        after = min(end, at + int(size))
-        self.say(at, after, depth, f"{size} bytes" if after == at + int(size) else f"!! cut short: {after - at} of {size} bytes")
+        size = 8 if wire == 1 else 4
+        after = min(end, at + size)
+        self.say(at, after, depth, f"{size} bytes" if after == at + size else f"!! cut short: {after - at} of {size} bytes")
         return after
 
     def with_length(self, type_, path, at, end, depth):
-        """A length, then so many bytes: a message, a string, packed numbers; where they end."""
+        """A length, then so many bytes: a message, a string, packed numbers. Where they end."""
         size, start, problem = varint(self.data, at, end)
-        after = min(end, start + size)
-        if problem or at == end:
-            self.say(at, end, depth, f"!! {problem if at < end else 'the message ends before the length'}")
+        if problem:
+            self.say(at, end, depth, f"!! {problem}")
             return end
+        after = min(end, start + size)
         self.keep(path, self.data[start:after])
-        empty = EMPTY.get(type_, "") if not size else ""
-        text = f"{counted(size, 'byte')}: {empty}" if empty else counted(size, "byte")
-        self.say(at, start, depth, f"!! {text.replace('!! ', '')}" if "!! " in text else text if start + size <= end else f"!! {counted(size, 'byte')}, but only {end - start:,} are left")
-        if type_[:1].isupper():
+        text = counted(size, "byte") + (f": {EMPTY[type_]}" if not size and type_ in EMPTY else "")
+        if not size and type_ in NOT_EMPTY:
+            text = f"!! {NOT_EMPTY[type_]}"
+        self.say(at, start, depth, text if start + size <= end else f"!! {text}, but only {end - start:,} are left")
+        if is_message(type_):
             self.message(type_, path + ".", start, after, depth + 1)
         elif type_ == "chunk_ids":
             self.packed(path, start, after, depth + 1)
         elif start < after:
-            self.say(start, after, depth + 1, VALUES[type_][1](self.data[start:after]) if type_ else "bytes")
+            self.say(start, after, depth + 1, VALUES[type_][1](self.data[start:after]) if type_ else "its bytes")
         return after
 
     def packed(self, path, at, end, depth):
-        self.values[path] = []
+        self.values[path].pop()
         while at < end:
             value, after, problem = varint(self.data, at, end)
             self.say(at, after, depth, f"!! {problem}" if problem else chunk_id(value))
             self.keep(path, value)
             at = after
 
-    def keep(self, path, value):
-        self.values.setdefault(path, []).append(value)
+
+def wire_type(type_):
+    return 2 if is_message(type_) else VALUES[type_][0]
+
+
+def is_message(type_):
+    return type_[:1].isupper()
+
+
+def sound(data, kind, start):
+    """Whether everything from `start` on is a message with a type, and nothing in it is wrong or unknown."""
+    reading = Reading(data, kind).top(start, len(data))
+    return bool(reading.values) and not reading.wrong and not reading.odd
+
+
+def length_of(data, kind):
+    """(bytes that the length takes, where the message ends, what is to be said of the length) [WF-1, WF-5]"""
+    total, rest, said, little = len(data), len(data) - 8, int.from_bytes(data[:8], "big"), int.from_bytes(data[:8], "little")
+    if said == rest and kind == "request" and said > MAX_REQUEST:
+        return 8, total, f"!! length: {said:,} bytes, where a server takes {MAX_REQUEST:,} at the most and closes the connection"
+    if said == rest:
+        return 8, total, f"length: {counted(said, 'byte')} of message" + ("" if said else ", so it has no type; the answer to that is Bad NO_TYPE")
+    if rest >= 0 and little == rest:
+        return 8, total, f"!! little-endian? This length would be {said:,}; it has to be big-endian: {rest.to_bytes(8, 'big').hex(' ')}"
+    if rest >= 0 and said == total:
+        return 8, total, f"!! length: {said:,}, but {rest:,} follow: it counts its own 8 bytes, which it must not"
+    for order in ("big", "little"):
+        if total > 4 and int.from_bytes(data[:4], order) == total - 4 and sound(data, kind, 4):
+            return 4, total, f"!! a length of 4 bytes{', little-endian' * (order == 'little')}? It must have 8, big-endian"
+    if sound(data, kind, 0):
+        return 0, total, "!! no length in front? A frame begins with 8 bytes of it"
+    if rest < 0:
+        return total, total, f"!! cut short: {total} of the 8 bytes of a length"
+    if said > MAX_FRAME and little <= MAX_FRAME:
+        return 8, total, f"!! little-endian? This length would be {said:,}; read the other way round it is {little:,}, and {rest:,} follow"
+    if said > rest:
+        return 8, total, f"!! length: {counted(said, 'byte')} of message, but only {rest:,} follow"
+    return 8, 8 + said, f"length: {counted(said, 'byte')} of message"
 
 
 def read(frame, kind):
-    """The Reading of a whole frame; `kind` is "request" or "response"."""
+    """The Reading of a whole frame: the length, the message, and what is behind it. `kind` is "request" or "response"."""
     reading = Reading(bytes(frame), kind)
-    reading.frame()
+    size, end, text = length_of(reading.data, kind)
+    if len(reading.data):
+        reading.say(0, size, 0, text)
+    reading.top(size, end)
+    if end < len(frame):
+        reading.say(end, len(frame), 0, f"!! {counted(len(frame) - end, 'byte')} more than the length says")
     return reading
 
 
@@ -310,91 +337,87 @@ def headline(frame, kind):
     reading = read(frame, kind)
     last = [name for name in reading.values if name in TITLES][-1:]
     if not last:
-        return "no type" if not reading.wrong else "nothing that can be read"
-    return TITLES[last[0]] + details(last[0], reading.values) + (", and wrong bytes" if reading.wrong else "")
+        return "no type that is known" if len(frame) >= 8 else "no whole frame"
+    return TITLES[last[0]] + details(last[0], reading).replace("!! ", "") + (", and wrong bytes" if reading.wrong else "")
 
 
-def details(type_, values):
+def details(type_, reading):
     """What is worth telling of a message of this type, beside its name."""
     def one(name, otherwise=0):
-        return values.get(f"{type_}.{name}", [otherwise])[-1]
-    if type_ == "fetch_chunk":
-        return f", chunk id {one('chunk_id'):,}" + (", busy_ok" if one("busy_ok") else "")
+        return reading.values.get(f"{type_}.{name}", [otherwise])[-1]
+
+    def many(name, noun):
+        return " of " + counted(len(reading.values.get(f"{type_}.{name}", [])), noun)
     if type_ in ("join", "active_proof"):
         return f" {text_of(one('listening_addr', b''))[1]}"
+    if type_ == "fetch_chunk":
+        return f", chunk id {one('chunk_id'):,}" + ", busy_ok" * bool(one("busy_ok"))
     if type_ == "chunk":
-        return f" of {counted(len(values[type_][-1]), 'byte')}"
+        return f" of {counted(len(reading.values[type_][-1]), 'byte')}"
     if type_ == "bad":
-        code = one("code")
-        return f", {CODES[code] if code < len(CODES) else code}" + (f": {text_of(one('reason', b''))[1]}" if one("reason") else "")
-    if type_ == "chunks_query":
-        ids = values.get("chunks_query.chunk_ids")
-        return f" of {counted(len(ids), 'chunk')}" if ids else f", {one('known'):,} known" if one("known") else ""
-    if type_ == "peer_list" and len(values) > 1:
-        return f" of {counted(len(values.get('peer_list.addresses', [])), 'peer')}" + (", with the file" if one("file", b"") else "")
-    return ""
+        return f", {code(one('code'))}" + (f", {text_of(one('reason'))[1]}" if one("reason") else "")
+    if reading.kind == "request":
+        return f", {one('known'):,} known" if one("known") else ""
+    if type_ == "peer_list":
+        return many("addresses", "peer") + ", with the file" * bool(one("file"))
+    return many("chunk_ids", "chunk") if type_ == "chunks_query" else ""
 
 
 # ---------------------------------------------------------------------------------------------
 # Lines.
 
 
-def hex_rows(run, limit, mark):
-    """[(start, end)] of the rows of a run, and (start, end, None) where bytes are left out. The row of `mark` is never left out."""
-    start, end, _, text = run
-    if end - start <= 4 * ROW or "bytes" not in text and "SHA" not in text and not text.startswith("!!"):
-        return [(at, min(end, at + ROW), True) for at in range(start, end, ROW)]
-    shown = {start + at for at in range(0, limit, ROW)}
-    if mark is not None and start <= mark <= end:
-        mark = min(mark, end - 1)
-        shown.add(mark - (mark - start) % ROW)
-    rows, at = [], start
-    for row in sorted(at for at in shown if at < end):
-        if at < row:
-            rows.append((at, row, False))
-        rows.append((row, min(end, row + ROW), True))
+def hex_rows(start, end, limit, mark):
+    """[(start, end, shown)] of the rows of a run: bytes beyond the limit are left out, but not the row of the offset `mark`."""
+    limit = end - start if end - start <= FEW else limit
+    rows = set(range(start, min(end, start + limit), ROW))
+    if mark is not None and start <= mark <= end and start < end:
+        rows.add(start + (min(mark, end - 1) - start) // ROW * ROW)
+    result, at = [], start
+    for row in sorted(rows):
+        result += [(at, row, False)] if at < row else []
         at = min(end, row + ROW)
-    return rows + ([(at, end, False)] if at < end else [])
+        result.append((row, at, True))
+    return result + ([(at, end, False)] if at < end else [])
 
 
 def lines_of(run, data, limit, mark):
-    """[(start, end, line)] of one run: offset, hex, meaning."""
-    _, _, depth, text = run
+    """(start, end, line) of each line of one run: offset, hex, meaning. Lines without bytes start and end at the run's end."""
+    start, end, depth, text = run
     column = 8 + 3 * ROW + 1 + 2 * min(depth, 6)
-    meaning = textwrap.wrap(text, WIDTH - column, subsequent_indent="   " if text.startswith("!!") else "") or [""]
-    for row, words in itertools.zip_longest(hex_rows(run, limit, mark), meaning, fillvalue=""):
-        start, end, shown = row or (run[1], run[1], True)
-        left = f"{start:6}  {data[start:end].hex(' ')}" if end > start and shown else f"{'':6}  … {end - start:,} more" if end > start else ""
-        yield start, end, f"{left:{column}}{words}".rstrip()
+    meaning = textwrap.wrap(text, WIDTH - column, subsequent_indent="   " if text.startswith("!!") else "")
+    rows = hex_rows(start, end, limit, mark)
+    for row, words in itertools.zip_longest(rows, meaning, fillvalue=""):
+        first, last, shown = row or (end, end, False)
+        left = f"{first:6}  {data[first:last].hex(' ')}" if shown else f"{'':6}  … {last - first:,} more" if last > first else ""
+        yield first, last, f"{left:{column}}{words}".rstrip()
 
 
 def render(frame, kind, limit=SHOWN, mark=None, note=""):
     """The annotated hexdump, a list of lines: offset, at most 8 bytes of hex, what they mean.
 
-    `limit` is how many bytes are shown of a chunk and of digests. Under the byte at offset `mark`, which is never left out, comes a
-    caret with the note; it may be the offset at which the frame ends.
+    `limit` is how many bytes are shown of a chunk and of whatever else is longer than 32. Under the byte at offset `mark`, which
+    is never left out, comes a caret with the note; it may be the offset at which the frame ends.
     """
     data = bytes(frame)
     lines = [line for run in read(data, kind).runs for line in lines_of(run, data, limit, mark)]
-    here = None
-    if mark is not None:
-        here = next((i for i, (start, end, _) in enumerate(lines) if start <= mark < end), None)
-        if here is None:  # the frame ends there
-            here = max((i for i, (start, end, _) in enumerate(lines) if start < end), default=-1)
-        start = lines[here][0] if lines else 0
-        caret = (mark, mark, f"{' ' * (8 + 3 * (mark - start))}^ {note}".rstrip())
-        lines.insert(here + 1, caret)
-        here += 1
-    return folded([line for _, _, line in lines], here)
+    if mark is None:
+        return folded([line for _, _, line in lines])
+    with_bytes = [i for i, (start, end, _) in enumerate(lines) if start < end and start <= mark]
+    here = with_bytes[-1] if with_bytes else -1
+    start = lines[here][0] if lines else 0
+    texts = [line for _, _, line in lines]
+    texts.insert(here + 1, f"{' ' * (8 + 3 * (mark - start))}^ {note}".rstrip())
+    return folded(texts, here + 1)
 
 
-def folded(lines, here):
+def folded(lines, here=0):
     """The first lines, the last ones and those about the line `here`; what is between is counted."""
-    keep = [i for i in range(len(lines)) if i < HEAD or i >= len(lines) - TAIL or here is not None and abs(i - here) <= 3]
+    keep = [i for i in range(len(lines)) if i < HEAD or i >= len(lines) - TAIL or abs(i - here) <= 3]
     result = []
     for before, i in zip([-1, *keep], keep):
         if i - before > 1:
-            result.append(f"{'':6}  … {i - before - 1:,} more lines")
+            result.append(f"{'':6}  … {counted(i - before - 1, 'more line')}")
         result.append(lines[i])
     return result
 
@@ -415,26 +438,415 @@ def difference(expected, got, kind):
 
 
 # ---------------------------------------------------------------------------------------------
-# Main.
+# Frames out of a stream.
 
 
 def kind_of(frame):
-    """What a frame is, "request" or "response", and whether its bytes tell: by which of the two it makes more sense."""
-    worth = {kind: (reading.wrong, reading.odd) for kind in ("request", "response") for reading in [read(frame, kind)]}
-    best = min(worth, key=lambda kind: worth[kind])
-    return best, worth["request"] != worth["response"]
+    """What a frame is, "request" or "response": that as which more of it makes sense. If that is the same: a request."""
+    def senseless(kind):
+        reading = read(frame, kind)
+        return 2 * reading.wrong + reading.odd
+    return min(("request", "response"), key=senseless)
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Explain the bytes of requests and answers.")
-    parser.add_argument("what", nargs="+")
-    parser.add_argument("--response", action="store_true")
-    arguments = parser.parse_args()
-    frame = bytes.fromhex("".join(arguments.what))
-    kind = "response" if arguments.response else kind_of(frame)[0]
-    print(f"{kind}, {counted(len(frame), 'byte')}: {headline(frame, kind)}\n")
-    print("\n".join(render(frame, kind)))
+def begins_frame(data):
+    """Whether a frame seems to begin here: a length that can be, and behind it the tag of a member of `type`."""
+    said = int.from_bytes(data[:8], "big")
+    return len(data) >= 8 and said <= MAX_FRAME and (said == 0 or len(data) == 8 or data[8] in (0x0a, 0x12, 0x1a, 0x22, 0x2a))
+
+
+class Cutter:
+    """Cuts frames out of what one side sends, however it is split."""
+
+    def __init__(self):
+        self.buffer = bytearray()
+
+    def feed(self, data):
+        """The frames that are whole now. A length that cannot be is taken the other way round, or ends its frame where the bytes end."""
+        self.buffer += data
+        frames = []
+        while len(self.buffer) >= 8:
+            size = int.from_bytes(self.buffer[:8], "big")
+            if size > MAX_FRAME:
+                size = int.from_bytes(self.buffer[:8], "little")
+            size = len(self.buffer) if size > MAX_FRAME else 8 + size
+            if len(self.buffer) < size:
+                break
+            frames.append(bytes(self.buffer[:size]))
+            del self.buffer[:size]
+        return frames
+
+    def rest(self):
+        """What is not a whole frame, and will not be."""
+        rest = bytes(self.buffer)
+        self.buffer.clear()
+        return rest
+
+
+def shown_address(address):
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def shown_time(seconds):
+    return f"{seconds:.3f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
+class Talk:
+    """One connection, as it is told: which requests wait for their answer. `numbers` counts the requests of all connections."""
+
+    def __init__(self, client, server, numbers):
+        self.client, self.server = shown_address(client), shown_address(server)
+        self.numbers = numbers
+        self.waiting = collections.deque()  # (number, seconds)
+
+    def line(self, seconds, arrow, text):
+        text = f"{seconds:9.6f}  {self.client} {arrow} {self.server}  {text}"
+        return textwrap.fill(text, WIDTH, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False)
+
+    def frame(self, seconds, kind, frame, note=""):
+        """The lines that tell of a frame."""
+        if kind == "request":
+            self.waiting.append((next(self.numbers), seconds))
+            arrow, what = "→", f"request {self.waiting[-1][0]}"
+        elif self.waiting:
+            number, asked = self.waiting.popleft()
+            arrow, what = "←", f"answer to {number} after {shown_time(seconds - asked)}"
+        else:
+            arrow, what = "←", "answer to a request that was not seen"
+        text = f"{what}, {counted(len(frame), 'byte')}: {headline(frame, kind)}{note}"
+        return [self.line(seconds, arrow, text), *render(frame, kind), ""]
+
+    def unanswered(self):
+        """What is to be told of the requests that still wait, or ""; they wait no more."""
+        numbers = [str(number) for number, _ in self.waiting]
+        self.waiting.clear()
+        return f"no answer to request {', '.join(numbers)}" if numbers else ""
+
+
+# ---------------------------------------------------------------------------------------------
+# Captures.
+
+
+def frames_of(pieces, whole):
+    """[(seconds, frame, note)] of one side of a connection; `pieces` as from Side.pieces, `whole` if its beginning was captured."""
+    cutter, frames, lost = Cutter(), [], not whole
+    for seconds, missing, data in pieces:
+        if missing:
+            frames += rest_of(cutter, seconds, f"; then {counted(missing, 'byte')} are not in the capture")
+            lost = True
+        if lost and not begins_frame(data):
+            continue  # the middle of a frame whose beginning is missing
+        lost = False
+        frames += [(seconds, frame, "") for frame in cutter.feed(data)]
+    return frames + rest_of(cutter, pieces[-1][0] if pieces else 0.0, "; then nothing more came")
+
+
+def rest_of(cutter, seconds, note):
+    rest = cutter.rest()
+    return [(seconds, rest, note)] if rest else []
+
+
+def mistakes(frames, kind):
+    """How far frames do not make sense as this kind: those that are wrong, as a share, and what is odd."""
+    readings = [read(frame, kind) for _, frame, _ in frames]
+    return (sum(2 * reading.wrong + reading.odd + (not reading.values) for reading in readings) / len(readings)) if readings else 0.0
+
+
+def oriented(connection, ports):
+    """(client, requests, answers) of a connection; None if it is not one of ours. Requests and answers as from frames_of."""
+    ends = {end: frames_of(side.pieces(), side.first is not None) for end, side in connection.sides.items()}
+    first = sorted(ends, key=lambda end: (not ends[end], ends[end][0][0] if ends[end] else 0))  # who asks speaks first
+    clients = [connection.client] if connection.client else [end for end in first if connection.other(end)[1] in ports] or first
+
+    def badness(client):
+        return mistakes(ends[client], "request") + mistakes(ends[connection.other(client)], "response")
+    client = min(clients, key=badness)
+    server = connection.other(client)
+    if not (ends[client] or ends[server]) or (not {client[1], server[1]} & ports if ports else badness(client) >= 1):
+        return None
+    return client, ends[client], ends[server]
+
+
+def paired(requests, answers):
+    """[(request or None, answer or None)]: answers come in the order of the requests, and not before them [WF-3]."""
+    waiting, pairs = collections.deque(requests), []
+    for answer in answers:
+        asked = waiting and waiting[0][0] <= answer[0]
+        pairs.append((waiting.popleft() if asked else None, answer))
+    return pairs + [(request, None) for request in waiting]
+
+
+def explain_capture(path, ports):
+    """Print each request of a capture with its answer, in the order of the requests. Wrong if there is none."""
+    found, count, cut = capture.connections(capture.packets(path))
+    numbers, exchanges, ours = itertools.count(1), [], 0
+    for connection in found:
+        client, requests, answers = oriented(connection, ports) or (None, [], [])
+        if client:
+            ours += 1
+            talk = Talk(client, connection.other(client), numbers)
+            exchanges += [((request or answer)[0], talk, request, answer) for request, answer in paired(requests, answers)]
+    exchanges.sort(key=lambda exchange: exchange[0])
+    for _, talk, request, answer in exchanges:
+        print_exchange(talk, request, answer, exchanges[0][0])
+    print(f"{counted(count, 'packet')}, {counted(len(found), 'TCP connection')}, {ours} of them with {counted(len(exchanges), 'exchange')}")
+    if cut:
+        raise Wrong(f"{path}: {cut}")
+    if not exchanges:
+        raise Wrong(f"{path}: expected TCP connections that carry frames{' at these ports' * bool(ports)}, found none"
+                    + "; --port N shows what passed at port N, whatever it is" * (not ports))
+
+
+def print_exchange(talk, request, answer, began):
+    for kind, told in (("request", request), ("response", answer)):
+        if told:
+            seconds, frame, note = told
+            print("\n".join(talk.frame(seconds - began, kind, frame, note)))
+    if talk.waiting:
+        print(f"{'':11}{talk.unanswered()} in the capture\n")
+
+
+# ---------------------------------------------------------------------------------------------
+# The proxy.
+
+
+class Proxy:
+    """Passes bytes on between whoever connects and the target, and tells of them: puts (seconds, Talk, side, bytes) into `passed`.
+
+    A side is "request" or "response"; None as bytes means that this side has ended.
+    """
+
+    def __init__(self, listener, target):
+        self.listener = listener
+        self.target = target
+        self.passed = queue.Queue(WAITING)
+        self.numbers = itertools.count(1)
+        self.lock = threading.Lock()
+        # guarded by lock:
+        self.sockets = set()  # all that are open
+        self.ended = False
+
+    def accept(self):
+        """Until the listener is closed."""
+        while True:
+            try:
+                client, address = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.serve, args=(client, address), daemon=True).start()
+
+    def keep(self, sock):
+        """Remember an open socket; it is closed at once if all has ended."""
+        with self.lock:
+            self.sockets.add(sock)
+            ended = self.ended
+        if ended:
+            hang_up(sock)
+
+    def serve(self, client, address):
+        talk = Talk(address, self.target, self.numbers)
+        self.keep(client)
+        try:
+            server = socket.create_connection(self.target, CONNECT_SECONDS)
+        except OSError as error:
+            self.passed.put((time.monotonic(), talk, "refused", f"{shown_address(self.target)} did not accept: {error.strerror or error}"))
+            self.forget(client)
+            return
+        server.settimeout(None)
+        self.keep(server)
+        back = threading.Thread(target=self.move, args=(server, client, talk, "response"), daemon=True)
+        back.start()
+        self.move(client, server, talk, "request")
+        back.join()
+        self.forget(client, server)
+
+    def move(self, source, to, talk, side):
+        """Pass on what comes, until it ends; told first, so that no answer is told before its request."""
+        try:
+            while data := source.recv(65_536):
+                self.passed.put((time.monotonic(), talk, side, data))
+                to.sendall(data)
+            to.shutdown(socket.SHUT_WR)
+        except OSError:  # one of them is gone, and so is the connection for the other
+            hang_up(source)
+            hang_up(to)
+        self.passed.put((time.monotonic(), talk, side, None))
+
+    def forget(self, *sockets):
+        with self.lock:
+            self.sockets -= set(sockets)
+        for sock in sockets:
+            sock.close()
+
+    def stop(self):
+        self.listener.close()
+        with self.lock:
+            self.ended = True
+            sockets = list(self.sockets)
+        for sock in sockets:
+            hang_up(sock)
+
+
+def hang_up(sock):
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+
+
+def explain_traffic(proxy):
+    """Print what passes, until Ctrl-C."""
+    began = time.monotonic()
+    cutters = collections.defaultdict(Cutter)
+    open_sides = collections.Counter()
+    while True:
+        seconds, talk, side, data = proxy.passed.get()
+        for line in told(talk, seconds - began, side, data, cutters, open_sides):
+            print(line)
+        sys.stdout.flush()
+
+
+def told(talk, seconds, side, data, cutters, open_sides):
+    """The lines on one thing that passed."""
+    if side == "refused":
+        return [talk.line(seconds, "✗", data), ""]
+    if data is not None:
+        return [line for frame in cutters[talk, side].feed(data) for line in talk.frame(seconds, side, frame)]
+    rest = cutters.pop((talk, side), Cutter()).rest()
+    lines = talk.frame(seconds, side, rest, "; then nothing more came") if rest else []
+    open_sides[talk] += 1
+    if open_sides[talk] == 2:
+        del open_sides[talk]
+        unanswered = talk.unanswered()
+        lines += [talk.line(seconds, "–", "closed" + f"; {unanswered}" * bool(unanswered)), ""]
+    return lines
+
+
+def host_and_port(text, host=""):
+    """("127.0.0.1", 8000) of "127.0.0.1:8000" or "[::1]:8000"; of "8000" if a host is given for that."""
+    match = re.fullmatch(r"(?:\[([^]]+)\]:|([^:]+):)?(\d{1,5})", text)
+    if not match or int(match[3]) > 65_535 or not (match[1] or match[2] or host):
+        raise Wrong(f"expected {'PORT or ' if host else ''}HOST:PORT, got {text!r}")
+    return match[1] or match[2] or host, int(match[3])
+
+
+def run_proxy(listen, target):
+    """Try the target once, then pass on until Ctrl-C."""
+    (host, port), target = host_and_port(listen, "127.0.0.1"), host_and_port(target)
+    try:
+        socket.create_connection(target, CONNECT_SECONDS).close()
+    except OSError as error:
+        raise Wrong(f"expected a program that listens at {shown_address(target)}, got: {error.strerror or error}; start it first") from None
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise Wrong(f"expected a free port, cannot listen at {shown_address((host, port))}: {error.strerror or error}") from None
+    proxy = Proxy(listener, target)
+    acceptor = threading.Thread(target=proxy.accept, daemon=True)
+    acceptor.start()
+    print(f"what connects to {shown_address(listener.getsockname())} is passed on to {shown_address(target)}; Ctrl-C ends it\n", flush=True)
+    try:
+        explain_traffic(proxy)
+    except KeyboardInterrupt:
+        print(f"ended after {counted(next(proxy.numbers) - 1, 'request')}")
+    finally:
+        proxy.stop()
+
+
+# ---------------------------------------------------------------------------------------------
+# Main.
+
+
+LEGEND = """A tag is field number × 8 + wire type: 2a (42) is 5 × 8 + 2. A varint has seven bits a byte, the lowest
+first; a byte of 80 or more says that another one follows: 80 80 10 is 0 + 0 × 128 + 16 × 16,384 = 262,144."""
+
+
+class Wrong(Exception):
+    """What was given cannot be used: one line, exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise Wrong(f"{message}; --help tells how to use it")
+
+
+def bytes_of(text):
+    """The bytes of hex digits; spaces, colons, commas, | and 0x are skipped. Wrong tells where the typo is."""
+    plain = re.sub(r"\b0[xX]|\\x|[\s:,|]", lambda match: " " * len(match[0]), text)
+    typo = re.search(r"[^0-9a-fA-F ]", plain)
+    if typo:
+        raise Wrong(f"expected hex digits, got {typo[0]!r} at character {typo.start() + 1} of {quoted(text)}")
+    digits = plain.replace(" ", "")
+    if len(digits) % 2:
+        raise Wrong(f"expected two hex digits for each byte, got an odd number of them: {len(digits)}")
+    return bytes.fromhex(digits)
+
+
+def split_frames(data):
+    """The frames that stand one behind the other in these bytes; what is no whole frame stays with the last one."""
+    frames = []
+    while 8 + int.from_bytes(data[:8], "big") < len(data) and begins_frame(data[8 + int.from_bytes(data[:8], "big"):]):
+        size = 8 + int.from_bytes(data[:8], "big")
+        frames.append(data[:size])
+        data = data[size:]
+    return [*frames, data]
+
+
+def explain_hex(text, kind):
+    for frame in split_frames(bytes_of(text)):
+        told = kind or kind_of(frame)
+        print(f"{told}, {counted(len(frame), 'byte')}: {headline(frame, told)}", *render(frame, told), "", sep="\n")
+    print(LEGEND)
+
+
+def arguments_of(words):
+    parser = Parser(prog="explain.py", description="Explains the bytes of requests and answers: of hex digits, of a capture, or live.")
+    parser.add_argument("what", nargs="*", metavar="HEX | FILE", help="hex digits of frames, or a pcap or pcapng file")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--request", action="store_const", const="request", dest="kind", help="the hex digits are a request (otherwise that is guessed)")
+    kind.add_argument("--response", action="store_const", const="response", dest="kind", help="the hex digits are an answer")
+    parser.add_argument("--port", type=int, action="append", default=[], help="in a capture: show what passed at this port, whatever it is, and nothing else")
+    parser.add_argument("--proxy", nargs=2, metavar=("PORT", "TARGET:PORT"), help="listen at PORT, pass everything on to TARGET, and show it")
+    return parser.parse_args(words)
+
+
+def main(words):
+    arguments = arguments_of(words)
+    if bool(arguments.what) == bool(arguments.proxy):
+        raise Wrong("expected hex digits, or a capture, or --proxy PORT TARGET:PORT")
+    text = " ".join(arguments.what)
+    if arguments.proxy:
+        run_proxy(*arguments.proxy)
+    elif os.path.exists(text) or re.search(r"[/\\.]|cap$", text) and len(arguments.what) == 1:
+        try:
+            explain_capture(text, set(arguments.port))
+        except capture.NotACapture as error:
+            raise Wrong(f"{text}: {error}") from None
+        except OSError as error:
+            raise Wrong(f"{text}: expected a capture, got: {error.strerror}") from None
+    else:
+        explain_hex(text, arguments.kind)
+
+
+def run_to_exit():
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal that has no … shows ?
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except Wrong as error:
+        sys.stdout.flush()
+        print(f"explain: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_to_exit())

@@ -1,0 +1,248 @@
+"""Captures: from a pcap or pcapng file, as tcpdump and Wireshark write it, to the bytes of each TCP connection.
+
+    connections(packets(path))
+
+Reading order: files (pcap, pcapng) - packets (link layer, IP, TCP) - connections (segments put in order).
+
+A capture is read whole into memory. Left out, because TCP on a local network does not need it: IP fragments.
+"""
+
+import ipaddress
+import struct
+
+MAX_PACKET = 1 << 24  # bytes; a packet that claims more is no packet
+MAGICS = {b"\xa1\xb2\xc3\xd4": (">", 10**6), b"\xd4\xc3\xb2\xa1": ("<", 10**6),
+          b"\xa1\xb2\x3c\x4d": (">", 10**9), b"\x4d\x3c\xb2\xa1": ("<", 10**9)}  # -> byte order, parts of a second
+PCAPNG = b"\x0a\x0d\x0d\x0a"
+SYN, ACK = 0x02, 0x10
+NEAR = 1 << 24  # bytes; a SYN that comes late is this near to what it begins, hardly one of another connection
+
+
+class NotACapture(Exception):
+    """The file is not one that we can read."""
+
+
+class CutShort(Exception):
+    """The file ends, or stops making sense, in the middle of a packet. Those before it were good."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Files.
+
+
+def packets(path):
+    """Each packet of a file as (seconds, link type, bytes). OSError, NotACapture, CutShort."""
+    with open(path, "rb") as file:
+        magic = file.read(4)
+        if magic in MAGICS:
+            yield from pcap_packets(file, *MAGICS[magic])
+        elif magic == PCAPNG:
+            yield from pcapng_packets(file)
+        else:
+            hint = ": it is packed, unpack it with gunzip" if magic[:2] == b"\x1f\x8b" else ""
+            raise NotACapture(f"expected a pcap or pcapng capture, got a file that {'begins with ' + magic.hex(' ') if magic else 'is empty'}{hint}")
+
+
+def exactly(file, size, what, number):
+    """So many bytes of the file; b"" at its end. CutShort if it ends in the middle of them."""
+    if size > MAX_PACKET:
+        raise CutShort(f"expected {what} after packet {number:,}, got a size of {size:,} bytes, which cannot be")
+    data = file.read(size)
+    if len(data) < size and (data or what != "a packet"):
+        raise CutShort(f"cut short after packet {number:,}: {len(data):,} of {size:,} bytes of {what}")
+    return data
+
+
+def pcap_packets(file, order, parts):
+    header = exactly(file, 20, "the header", 0)
+    link = struct.unpack(order + "HHiIII", header)[5] & 0x0fffffff  # the upper bits tell of checksums
+    number = 0
+    while True:
+        header = exactly(file, 16, "a packet", number)
+        if not header:
+            return
+        seconds, fraction, size, _ = struct.unpack(order + "IIII", header)
+        data = exactly(file, size, "the next packet", number)
+        number += 1
+        yield seconds + fraction / parts, link, data
+
+
+def pcapng_packets(file):
+    """Sections of blocks; packets are in blocks of type 6, 3 (without a time) and 2 (of old)."""
+    file.seek(0)
+    order, interfaces, number = "<", [], 0
+    while True:
+        header = exactly(file, 8, "a packet", number)
+        if not header:
+            return
+        if header[:4] == PCAPNG:
+            magic = exactly(file, 4, "a section", number)
+            order = ">" if magic == b"\x1a\x2b\x3c\x4d" else "<"
+            interfaces = []
+            rest = exactly(file, struct.unpack(order + "I", header[4:])[0] - 12 & 0xffffffff, "a section", number)
+            continue
+        type_, size = struct.unpack(order + "II", header)
+        block = exactly(file, size - 8 & 0xffffffff, "the next block", number)[:-4]
+        try:
+            if type_ == 1:
+                interfaces.append(interface(block, order))
+            elif type_ in (2, 3, 6):
+                number += 1
+                yield pcapng_packet(type_, block, order, interfaces)
+        except (struct.error, IndexError):
+            raise CutShort(f"after packet {number:,}: a block that is too short, or of an interface that was not described") from None
+
+
+def interface(block, order):
+    """(link type, parts of a second, seconds to add) of an interface description."""
+    link, = struct.unpack(order + "H", block[:2])
+    parts, offset, at = 10**6, 0, 8
+    while at + 4 <= len(block):
+        code, size = struct.unpack(order + "HH", block[at:at + 4])
+        value = block[at + 4:at + 4 + size]
+        if code == 9 and value:    # if_tsresol: a power of ten, or of two
+            parts = 2 ** (value[0] & 0x7f) if value[0] & 0x80 else 10 ** value[0]
+        elif code == 14 and size == 8:  # if_tsoffset
+            offset, = struct.unpack(order + "q", value)
+        at += 4 + (size + 3) // 4 * 4
+    return link, parts, offset
+
+
+def pcapng_packet(type_, block, order, interfaces):
+    if type_ == 3:
+        return 0.0, interfaces[0][0], block[4:]
+    if type_ == 2:
+        which, _, high, low, size, _ = struct.unpack(order + "HHIIII", block[:20])
+    else:
+        which, high, low, size, _ = struct.unpack(order + "IIIII", block[:20])
+    link, parts, offset = interfaces[which]
+    return (high << 32 | low) / parts + offset, link, block[20:20 + size]
+
+
+# ---------------------------------------------------------------------------------------------
+# Packets.
+
+
+def ip_of(link, data):
+    """The IP packet within a packet of this link type; b"" if there is none. struct.error if it is cut."""
+    if link == 1:  # Ethernet; behind 0x8100 and 0x88a8 is another tag
+        at = 12
+        while struct.unpack_from("!H", data, at)[0] in (0x8100, 0x88a8):
+            at += 4
+        return data[at + 2:] if struct.unpack_from("!H", data, at)[0] in (0x0800, 0x86dd) else b""
+    if link == 113:  # Linux cooked, v1
+        return data[16:] if struct.unpack_from("!H", data, 14)[0] in (0x0800, 0x86dd) else b""
+    if link == 276:  # Linux cooked, v2
+        return data[20:] if struct.unpack_from("!H", data)[0] in (0x0800, 0x86dd) else b""
+    if link in (0, 108):  # BSD loopback: four bytes of address family, which the IP version tells again
+        return data[4:]
+    return data if link in (12, 14, 101, 228, 229) else b""  # raw IP
+
+
+def tcp_of(packet):
+    """(source, destination, TCP segment) of an IP packet, without padding; None if it is not whole TCP. Addresses are (host, port)."""
+    version = packet[0] >> 4 if packet else 0
+    if version == 4:
+        size, fragment, protocol = struct.unpack_from("!2xH2xHxB", packet)
+        start, hosts, fragmented = 4 * (packet[0] & 15), (packet[12:16], packet[16:20]), fragment & 0x3fff
+    elif version == 6:
+        size, protocol = struct.unpack_from("!4xHB", packet)
+        size, start, hosts, fragmented = size and size + 40, 40, (packet[8:24], packet[24:40]), False
+        while protocol in (0, 43, 60):  # options, routing, options
+            protocol, start = packet[start], start + 8 + 8 * packet[start + 1]
+    if version not in (4, 6) or protocol != 6 or fragmented:
+        return None
+    segment = packet[start:size or None]  # the size is 0 when the network card was to cut it up
+    ports = struct.unpack_from("!HH", segment)
+    source, destination = ((str(ipaddress.ip_address(host)), port) for host, port in zip(hosts, ports))
+    return source, destination, segment
+
+
+# ---------------------------------------------------------------------------------------------
+# Connections.
+
+
+class Side:
+    """What one end of a connection sent: segments (place in the stream, number of arrival, seconds, bytes)."""
+
+    def __init__(self):
+        self.first = None  # where the stream begins, once a SYN told
+        self.last = None   # the latest sequence number, counted on beyond 2**32
+        self.segments = []
+
+    def add(self, sequence, syn, seconds, data):
+        if self.last is None:
+            self.last = sequence + 2**32
+        place = self.last + (sequence - self.last + 2**31) % 2**32 - 2**31
+        self.last = max(self.last, place)
+        if syn:
+            place += 1
+            self.first = place
+        if data:
+            self.segments.append((place, len(self.segments), seconds, data))
+
+    def pieces(self):
+        """[(seconds, bytes that were not captured before it, bytes)] in the order of the stream; nothing is in it twice."""
+        at = self.first if self.first is not None else min(self.segments, default=(0,))[0]
+        seconds, pieces = 0.0, []
+        for place, _, arrived, data in sorted(self.segments):
+            seconds = max(seconds, arrived)  # what came early has to wait for what it follows
+            if place + len(data) > at:
+                pieces.append((seconds, max(0, place - at), data[max(0, at - place):]))
+                at = place + len(data)
+        return pieces
+
+
+class Connection:
+    """One TCP connection: two addresses, each with its Side. `client` is the one that sent SYN; None if that was not captured."""
+
+    def __init__(self, one, other):
+        self.sides = {one: Side(), other: Side()}
+        self.client = None
+        self.began = None  # the client's first sequence number
+
+    def may_begin_with(self, client, sequence):
+        """Whether this SYN is its own: it came again, or after what it begins."""
+        if self.began is None and self.sides[client].last is not None:
+            return (self.sides[client].last - sequence) % 2**32 < NEAR
+        return self.began in (None, sequence)
+
+    def other(self, address):
+        return next(end for end in self.sides if end != address)
+
+
+def connections(packets):
+    """([Connection], how many packets there were, why it ended early or ""); packets as from packets()."""
+    found, current, count = [], {}, 0
+    packets = iter(packets)
+    while True:
+        try:
+            seconds, link, data = next(packets)
+        except StopIteration:
+            return found, count, ""
+        except CutShort as error:
+            return found, count, str(error)
+        count += 1
+        try:
+            add(found, current, seconds, tcp_of(ip_of(link, data)))
+        except (struct.error, IndexError):
+            continue  # a packet that is shorter than its headers say
+
+
+def add(found, current, seconds, parts):
+    """Give a segment to its connection, a new one if it begins with it."""
+    if parts is None:
+        return
+    source, destination, segment = parts
+    sequence, offset, flags = struct.unpack_from("!4xI4xBB", segment)
+    key = frozenset((source, destination))
+    connection = current.get(key)
+    begins = flags & (SYN | ACK) == SYN
+    if connection is None or begins and not connection.may_begin_with(source, sequence):  # the ports are used again
+        connection = current[key] = Connection(source, destination)
+        found.append(connection)
+    if begins:
+        connection.client, connection.began = source, sequence
+    elif flags & SYN and connection.client is None:
+        connection.client = destination
+    connection.sides[source].add(sequence, flags & SYN, seconds, segment[4 * (offset >> 4):])
