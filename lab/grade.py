@@ -88,6 +88,8 @@ def parse_arguments(argv):
     parser.add_argument("--hidden", metavar="FOLDER", help="further tests, test_N_*.py, of which no source is shown")
     parser.add_argument("--results", metavar="FILE", default="results.json", help="where to write, in Gradescope's format (default: %(default)s)")
     parser.add_argument("--limit", metavar="S", type=float, default=LIMIT, help="end the run after so many seconds (default: %(default)s)")
+    parser.add_argument("--first", action="store_true", help="end with the first failure")
+    parser.add_argument("--workers", metavar="N", type=int, default=WORKERS, help="tests at a time (default: %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -158,10 +160,10 @@ class Run:
     `tests` maps a test's id to what is known of it: number, title, clauses, outcome (None: it did not run).
     """
 
-    def __init__(self, templates, numbers, words="", hidden=(), limit=LIMIT, slow=True, ours=False):
+    def __init__(self, templates, numbers, words="", hidden=(), limit=LIMIT, slow=True, ours=False, first=False, workers=WORKERS):
         self.tracker, self.peer, self.folder = templates
         self.numbers, self.words, self.hidden = numbers, words, hidden
-        self.limit, self.slow, self.ours = limit, slow, ours
+        self.limit, self.slow, self.ours, self.first, self.most_workers = limit, slow, ours, first, max(1, workers)
         self.began = time.monotonic()
         self.tests = {}
         self.left_out = {"slow": 0, "ours": 0}
@@ -209,7 +211,7 @@ class Run:
         try:
             files = self.files()
             self.disk_before = used([self.temporary, self.folder])
-            for number in range(min(WORKERS, 8) if files else 0):
+            for number in range(min(self.most_workers, 8) if files else 0):
                 self.start_worker(number)
             self.follow()
         finally:
@@ -256,6 +258,8 @@ class Run:
 
     def bound_broken(self, also_files):
         """Why the run must end now; None if it need not."""
+        if self.first and any(test["failure"] for test in self.tests.values()):
+            return "one failure is enough"
         if time.monotonic() - self.began > self.limit:
             return f"the time of {self.limit:g} s for the whole run was over"
         below = [pid for pid, _, ended in processes.descendants(os.getpid()) if not ended]
@@ -483,7 +487,8 @@ def main(argv=None):
     except WrongUsage as error:
         print(f"grade.py: {error}", file=sys.stderr)
         return 2
-    run = Run(templates, numbers, args.k, hidden, args.limit, slow=args.stage is None, ours=not (args.dir or args.tracker))
+    run = Run(templates, numbers, args.k, hidden, args.limit, slow=args.stage is None, ours=not (args.dir or args.tracker),
+              first=args.first, workers=args.workers)
     run.target = "".join(f" {name}={shlex.quote(value)}" for name, value in [("DIR", args.dir), ("TRACKER", args.tracker), ("PEER", args.peer)] if value)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     try:

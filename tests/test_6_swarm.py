@@ -155,6 +155,20 @@ def test_each_neighbor_is_asked_only_for_what_it_has(tracker, neighbor, run_peer
         assert fake.fetched() and set(fake.fetched()) <= {index * CHUNK for index in share}
 
 
+@pytest.mark.spec("CL-3", "SW-2")
+def test_out_is_there_when_it_is_whole_and_not_before(tracker, neighbor, run_peer, out, gate):
+    part, slow = out.with_name("out.bin.part"), neighbor()
+    slow.answers["fetch_chunk"] = after(gate, slow)
+    neighbor([4, 2])
+    program = run_peer(tracker.port, out, ["--leave"])
+    address = tracker.joiner()
+    eventually(lambda: set(held(address)) == {2 * CHUNK, 4 * CHUNK}, what="two chunks in the list")
+    assert part.exists() and not out.exists()
+    gate.set()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA and not part.exists()
+
+
 # SW-2, SW-3: what is held is offered, before and after the file is complete.
 
 
