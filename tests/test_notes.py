@@ -1,0 +1,560 @@
+"""The lab's notes say what the programs do: every byte, command, excerpt, number and link in lab/*.md is checked here.
+
+A fenced block's first line says how it is checked; a block that nobody checks is a failure.
+
+    ```bytes request tracker      an annotated dump: its bytes are sent to a tracker of `abc`, or to a peer (PEER_FILE),
+    ```bytes response tracker     and what is answered is rendered by lab/explain.py and compared with this one
+    ```excerpt peer.py read_frame lines of that function, or without one of the file, in order; a line `…` leaves some out
+    ```console                    commands after `$`, run in a fresh copy of the repository; <n> stands for what varies
+    ```pycon                      a Python session, run there with tests/ on the path
+
+In running text, each `span` must be found in a program, a file or the standard library, or be bytes that the
+note or SPEC.md shows, or be true: `2 * 262144 = 524288`. Numbers come from SPEC.md or from a checked block.
+
+Reading order: a note - shape - clauses and links - tasks - excerpts - bytes - commands and sessions - words - broken notes.
+"""
+
+import ast
+import functools
+import html
+import importlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import harness
+from harness import ROOT, connect, framed, receive_body, start_peer, start_tracker
+
+LAB = pathlib.Path(ROOT, "lab")
+sys.path.insert(0, str(LAB))
+
+import explain  # noqa: E402  (after the path)
+from stages import STAGES  # noqa: E402
+
+SPEC = (LAB / "SPEC.md").read_text()
+CLAUSES = dict(re.findall(r"^\*\*([A-Z]+-\d+)\*\* (.+)$", SPEC, re.M))
+SECTIONS = ["Why", "The bytes", "Predict, run, compare, explain", "Your task", "How it is tested", "Hints", "Questions", "Answers",
+            "Not tested, and why it matters"]
+WORDS = range(300, 601)        # before the questions, blocks not counted
+QUESTIONS = range(4, 7)
+TRACKER_FILE = b"abc"          # named a
+PEER_FILE = bytes(2 * harness.CHUNK) + b"abc"  # three chunks, the last of them short
+COMMAND_SECONDS = 60           # for one command of a console block; most take one
+LIBRARY = ("socket", "socketserver", "threading", "struct", "time", "hashlib", "random", "os")  # whose names a note may use
+
+
+# A note.
+
+
+class Note:
+    """One page: its text, the sections [(title, text)], the blocks [(words of the first line, content)], and the prose without them."""
+
+    def __init__(self, name, text):
+        self.name = name
+        self.text = text
+        self.blocks = [(info.split(), content) for info, content in re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.M | re.S)]
+        self.prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+        parts = re.split(r"^## (.+)$", self.prose, flags=re.M)
+        self.head = parts[0]
+        self.sections = dict(zip(parts[1::2], parts[2::2]))
+
+    def of(self, *kinds):
+        """The blocks of these kinds, as (words, content)."""
+        return [(words, content) for words, content in self.blocks if words and words[0] in kinds]
+
+
+def note(path):
+    return Note(pathlib.Path(path).name, pathlib.Path(ROOT, path).read_text())
+
+
+NOTES = [note(stage.note) for stage in STAGES]
+FUNCTIONS = {function for stage in STAGES for function in stage.functions}
+PAGES = [note("lab/README.md"), *NOTES]
+BY_NAME = pytest.mark.parametrize("page", NOTES, ids=lambda page: page.name)
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+# Shape.
+
+
+def plain(text):
+    """Markdown without links' targets and tags."""
+    return html.unescape(re.sub(r"</?\w+>", " ", re.sub(r"\]\([^)]*\)", "]", text)))
+
+
+def words(text):
+    return len(re.findall(r"[\w'’]+(?:[-.,:/][\w'’]+)*", plain(text)))
+
+
+def shape_errors(page):
+    """What is wrong with the order and the length of a note."""
+    errors = []
+    if list(page.sections) != SECTIONS:
+        errors.append(f"expected the sections {SECTIONS}, got {list(page.sections)}")
+        return errors
+    count = words(page.head + "".join(text for title, text in page.sections.items() if title not in SECTIONS[SECTIONS.index("Questions"):]))
+    if count not in WORDS:
+        errors.append(f"expected {WORDS[0]} to {WORDS[-1]} words before the questions, got {count}")
+    if not re.match(r"# Stage \d: .+\n\n\*\*About \d+ (minutes|hours)\*\*.*?\n\n> [^\n]+[.]\n", page.head, re.S) or page.head.count("\n> ") != 1:
+        errors.append("expected a title, **About N minutes**, and a hook of one sentence on one line that begins with >")
+    errors += question_errors(page.sections["Questions"], page.sections["Answers"])
+    hints = re.findall(r"<summary>(.+?)</summary>", page.sections["Hints"])
+    if [hint.split()[0] for hint in hints] != ["A", "The", "Pseudo-code"]:
+        errors.append(f"expected three hints, a question, the clause, pseudo-code; got {hints}")
+    if page.sections["Hints"].count("<details>") != 3 or "```" in page.text.split("## Hints")[-1].split("## Questions")[0]:
+        errors.append("expected hints that are folded, without code")
+    return errors
+
+
+def question_errors(questions, answers):
+    """Numbered questions, some of them with choices, each with an answer that names a wrong one's temptation."""
+    errors = []
+    asked = re.findall(r"^(\d)\. ", questions, re.M)
+    told = re.findall(r"^(\d)\. (.+?)(?=^\d\. |\Z)", answers, re.M | re.S)
+    if asked != [number for number, _ in told] or len(asked) not in QUESTIONS:
+        errors.append(f"expected {QUESTIONS[0]} to {QUESTIONS[-1]} questions, each with its answer, got questions {asked} and answers {[number for number, _ in told]}")
+    if questions.count("   - (a) ") < 2:
+        errors.append("expected two or more questions with choices")
+    if answers.count("<details>") != 1:
+        errors.append("expected the answers to be folded")
+    for number, answer in told:
+        if "tempt" not in answer:
+            errors.append(f"expected answer {number} to say why the wrong answer tempts")
+    return errors
+
+
+@BY_NAME
+def test_a_note_has_the_agreed_sections_length_questions_and_hints(page):
+    assert not shape_errors(page)
+
+
+def test_there_is_a_note_for_each_stage_and_none_beside_them():
+    assert [page.name for page in NOTES] == sorted(path.name for path in LAB.glob("[0-7]-*.md"))
+    assert [page.head.splitlines()[0] for page in NOTES] == [f"# Stage {stage.number}: {stage.title}" for stage in STAGES]
+
+
+def estimate(page):
+    """What the top of a note says that it takes."""
+    return re.search(r"\*\*About (\d+ (?:minutes|hours))\*\*", page.head)[1]
+
+
+def test_the_index_lists_the_stages_with_their_times():
+    rows = re.findall(r"^\| (\d) \| \[([^\]]+)\]\(([^)]+)\) \| ([^|]+) \| ", PAGES[0].text, re.M)
+    assert rows == [(str(stage.number), stage.title, page.name, estimate(page)) for stage, page in zip(STAGES, NOTES)]
+
+
+# Clauses and links.
+
+
+def clause_errors(page):
+    """Clauses that are not in SPEC.md, and quotations that are not literal. A quotation may leave words out: …"""
+    errors = [f"{name} is no clause" for name in re.findall(r"\b([A-Z]{2}-\d+)\b", page.text) if name not in CLAUSES and name != "UTF-8"]
+    for name, quoted in re.findall(r"\*\*([A-Z]{2}-\d+)\*\* “(.+?)”", page.prose, re.S):
+        pieces = [re.sub(r"\s+", " ", piece).strip() for piece in quoted.split("…")]
+        pattern = ".*".join(map(re.escape, pieces))
+        if name in CLAUSES and not re.search(pattern, CLAUSES[name]):
+            errors.append(f"{name} does not say “{quoted}” but: {CLAUSES[name]}")
+    return errors
+
+
+def anchors(path):
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", pathlib.Path(path).read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def link_errors(page):
+    errors = []
+    for target in re.findall(r"\]\(([^)]+)\)", page.prose):
+        path, _, anchor = target.partition("#")
+        path = (LAB / path).resolve() if path else LAB / page.name
+        if "://" in target or not path.exists() or anchor and anchor not in anchors(path):
+            errors.append(f"nothing is at {target}")
+    return errors
+
+
+@EVERY_PAGE
+def test_clauses_and_links_are_there_and_quotations_are_literal(page):
+    assert not clause_errors(page) + link_errors(page)
+
+
+@BY_NAME
+def test_a_note_quotes_the_clause_in_its_second_hint(page):
+    second = page.sections["Hints"].split("<details>")[2]
+    assert re.search(r"\*\*[A-Z]{2}-\d+\*\* “", second)
+
+
+# Tasks.
+
+
+@pytest.mark.parametrize("stage, page", list(zip(STAGES, NOTES)), ids=lambda value: getattr(value, "note", ""))
+def test_the_task_names_the_functions_of_the_stage(stage, page):
+    named = re.findall(r"^- `((?:peer|tracker)\.[\w.]+)`", page.sections["Your task"], re.M)
+    assert named == list(stage.functions)
+    assert f"make stage-{stage.number} " in page.head, "the top of a note says how its tests are run"
+
+
+# Excerpts.
+
+
+@functools.cache
+def parsed(path):
+    return ast.parse(pathlib.Path(ROOT, path).read_text())
+
+
+def definition(path, name):
+    """The node of a function or a class, named as in Python: `Server.make_room`."""
+    node = parsed(path)
+    for part in name.split("."):
+        node = next(child for child in node.body if isinstance(child, (ast.FunctionDef, ast.ClassDef)) and child.name == part)
+    return node
+
+
+def source_of(path, name=""):
+    """The source of a function or a class; of the whole file without a name."""
+    text = pathlib.Path(ROOT, path).read_text()
+    node = definition(path, name) if name else None
+    return "\n".join(text.splitlines()[node.lineno - 1:node.end_lineno]) if node else text
+
+
+def is_excerpt(content, source):
+    """Whether the lines stand in the source one after another, whatever the indentation; a line `…` leaves some out."""
+    there = [line.strip() for line in source.splitlines()]
+    at = 0
+    for run in re.split(r"^\s*…\n", content, flags=re.M):
+        wanted = [line.strip() for line in run.splitlines()]
+        found = next((i for i in range(at, len(there) - len(wanted) + 1) if there[i:i + len(wanted)] == wanted), None)
+        if found is None:
+            return False
+        at = found + len(wanted)
+    return True
+
+
+@EVERY_PAGE
+def test_excerpts_are_what_the_source_says(page):
+    for (_, *place), content in page.of("excerpt"):
+        assert is_excerpt(content, source_of(*place)), f"{' '.join(place)} no longer says\n{content}"
+
+
+def bodies():
+    """The lines that students write: the bodies of the stages' functions, without docstrings and what every program has."""
+    lines = set()
+    for function in FUNCTIONS:
+        module, _, name = function.partition(".")
+        node = definition(module + ".py", name)
+        for part in node.body[bool(ast.get_docstring(node)):]:
+            lines |= {line.strip() for line in ast.unparse(part).splitlines() if len(line.strip()) > 20}
+    return lines
+
+
+def test_no_page_gives_a_line_away_that_is_to_be_written():
+    secret = bodies()
+    assert len(secret) > 50
+    for page in PAGES:
+        shown = {line.strip() for words, content in page.blocks for line in content.splitlines() if words[0] == "excerpt"}
+        spans = set(re.findall(r"`([^`\n]+)`", page.prose))
+        assert not secret & (shown | spans), page.name
+
+
+# Bytes. What a note shows as sent is sent to a real program, over one connection, and the answers are compared.
+
+
+def bytes_of(dump):
+    """The bytes of a dump as lab/explain.py prints it: offset, two spaces, hex, two spaces."""
+    rows = re.findall(r"^ *(\d+)  ([0-9a-f]{2}(?: [0-9a-f]{2})*)(?:  .*)?$", dump, re.M)
+    data = bytes.fromhex(" ".join(digits for _, digits in rows))
+    return data
+
+
+def rendered(frame, kind):
+    return "\n".join(explain.render(frame, kind)) + "\n"
+
+
+@pytest.fixture
+def role(ending, tmp_path):
+    """role(name): the port or address of a tracker of `abc`, seeding nothing, or of a peer that holds PEER_FILE."""
+    def start(name):
+        data = TRACKER_FILE if name == "tracker" else PEER_FILE
+        (tmp_path / "a").write_bytes(data)
+        tracker = ending(start_tracker(tmp_path / "a", extra=["--no-seed"]))
+        if name == "tracker":
+            return tracker.port
+        (tmp_path / "out").write_bytes(data)
+        ending(start_peer(tracker.port, tmp_path / "out"))
+        address = harness.eventually(lambda: harness.ask(tracker.port, harness.peer_list()).peer_list.addresses, what="the peer")[0]
+        harness.eventually(lambda: harness.ask(address, harness.chunks_query()).chunks_query.chunk_ids, what="its chunks")
+        return address
+    return start
+
+
+def exchange_errors(blocks, sock):
+    """What differs when the requests of a note are sent, one after another, to the program at the other end."""
+    errors = []
+    for ((_, kind, _), asked), ((_, answer_kind, _), told) in zip(blocks[::2], blocks[1::2]):
+        frame = bytes_of(asked)
+        errors += [] if (kind, answer_kind) == ("request", "response") else [f"expected a request and its response, got {kind} and {answer_kind}"]
+        errors += [] if rendered(frame, "request") == asked else [f"the request is now shown as\n{rendered(frame, 'request')}"]
+        sock.sendall(frame)
+        got = rendered(framed(receive_body(sock)), "response")
+        errors += [] if got == told else [f"the answer is now\n{got}"]
+    return errors + (["expected a response to each request"] if len(blocks) % 2 else [])
+
+
+@BY_NAME
+def test_the_exchanges_shown_are_those_of_the_programs(page, role):
+    assert page.of("bytes"), "a note shows a real exchange"
+    for name in dict.fromkeys(words[2] for words, _ in page.of("bytes")):
+        with connect(role(name)) as sock:
+            assert not exchange_errors([(words, content) for words, content in page.of("bytes") if words[2] == name], sock)
+
+
+# Commands and sessions, in a copy of the repository.
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A fresh folder with what a clone has, and an interpreter in its .venv that is this one."""
+    folder = tmp_path_factory.mktemp("clone") / "repository"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "*.part"), symlinks=True)
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    python = folder / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (folder / ".venv" / "ready").touch()
+    return folder
+
+
+def matches(expected, got):
+    """Whether output is as shown: `<n>` stands for a run without spaces, a line `...` for any lines."""
+    pattern = ""
+    for line in expected.rstrip().splitlines():
+        pattern += r"(?:.*\n)*?" if line.strip() == "..." else r"\S+".join(map(re.escape, line.rstrip().split("<n>"))) + r"[ \t]*\n"
+    return bool(re.fullmatch(pattern, got.rstrip() + "\n" if got.strip() else ""))
+
+
+def commands(content):
+    """[(command, expected output)] of a console block."""
+    return [(command, output) for command, output in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", content, re.M)]
+
+
+def run(command, folder):
+    """What a command prints, stdout and stderr in one; the variables that make passes on are left out."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTEST", "TRACKER", "PEER"))}
+    environment["PATH"] = f"{folder}/.venv/bin{os.pathsep}{environment['PATH']}"
+    ended = subprocess.run(command, shell=True, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, text=True, errors="replace", timeout=COMMAND_SECONDS)
+    return ended.stdout
+
+
+@EVERY_PAGE
+def test_commands_print_what_is_shown(page, copy):
+    for _, content in page.of("console"):
+        for command, expected in commands(content):
+            got = run(command, copy)
+            assert matches(expected, got), f"$ {command}\n{got}\n--- is not\n{expected}"
+
+
+DOCTEST = """
+import doctest, sys
+runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL)
+lines = doctest.DocTestParser().get_doctest(sys.stdin.read(), {"__name__": "__main__"}, "session", None, 0)
+try:
+    runner.run(lines, clear_globs=False)
+finally:
+    for thing in lines.globs.values():
+        if hasattr(thing, "process"):
+            thing.stop()
+sys.exit(bool(runner.failures))
+"""
+
+
+def session(content, folder):
+    """(whether it went as shown, what was said) of a Python session."""
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{folder}/tests"}
+    for name in ("TRACKER", "PEER"):
+        environment.pop(name, None)
+    ended = subprocess.run([sys.executable, "-c", DOCTEST], input=content, cwd=folder, env=environment, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, text=True, timeout=COMMAND_SECONDS)
+    return ended.returncode == 0, ended.stdout
+
+
+@EVERY_PAGE
+def test_sessions_go_as_shown(page, copy):
+    for _, content in page.of("pycon"):
+        went, said = session(content, copy)
+        assert went, said
+
+
+CHECKED = ("bytes", "excerpt", "console", "pycon")
+
+
+def block_errors(page):
+    """Blocks that nobody checks."""
+    errors = [f"expected one of {CHECKED}, got ```{' '.join(words)}" for words, _ in page.blocks if not words or words[0] not in CHECKED]
+    errors += [] if page.text.count("```") == 2 * len(page.blocks) else ["a fence is not closed, or not at the beginning of a line"]
+    errors += [f"expected a command after $ in {content!r}" for _, content in page.of("console") if not content.startswith("$ ")]
+    return errors + [f"expected >>> in {content!r}" for _, content in page.of("pycon") if not content.startswith(">>> ")]
+
+
+@EVERY_PAGE
+def test_there_is_no_block_that_is_not_checked(page):
+    assert not block_errors(page)
+
+
+# Words: what stands between backticks, and numbers.
+
+
+MAKEFILE = pathlib.Path(ROOT, "Makefile").read_text()
+PROGRAMS = "".join(pathlib.Path(ROOT, path).read_text() for path in
+                   ["peer.py", "tracker.py", "messages.proto", "lab/SPEC.md", "tests/harness.py"])
+
+
+def is_in_library(name):
+    """Whether it is a name of the standard library, such as `socket.recv` or `threading.Timer`."""
+    name = name.split("(")[0]
+    for module in map(importlib.import_module, LIBRARY):
+        for thing in (module, getattr(module, "socket", None), getattr(module, "Timer", None)):
+            value = thing
+            for part in name.removeprefix(module.__name__ + ".").split("."):
+                value = getattr(value, part, None)
+            if value is not None:
+                return True
+    return False
+
+
+def is_command(span):
+    """Whether it is a target of the Makefile, with variables that it knows."""
+    match = re.fullmatch(r"make ([a-z]+)(-[0-7])?(?: ([A-Z]+)=\S+)?", span)
+    return bool(match) and re.search(rf"^{match[1]}{'-%' if match[2] else ''}:", MAKEFILE, re.M) is not None and \
+        (match[3] is None or f"$({match[3]})" in MAKEFILE)
+
+
+def is_true(span):
+    """Whether it is arithmetic that is true: `2 * 262144 = 524288`, rounded as far as it is written."""
+    if not re.fullmatch(r"[\d\s.+*/()-]+=[\d\s.]+", span):
+        return False
+    left, right = span.split("=")
+    value, told = eval(left), right.strip()
+    return abs(value - float(told)) <= 0.5 * 10 ** -len(told.partition(".")[2]) + 1e-9
+
+
+def known_span(span, page):
+    shown = [content for _, content in page.blocks + PAGES[0].blocks]
+    if re.fullmatch(r"[0-9a-f]{2}( [0-9a-f]{2})*", span):
+        shown += [bytes_of(content).hex(" ") for _, content in page.of("bytes")] + [SPEC.replace(" |", "")]
+        return any(span in text for text in shown)
+    return span in PROGRAMS or span in FUNCTIONS or is_true(span) or is_command(span) or is_in_library(span) or \
+        pathlib.Path(ROOT, span).exists() or any(span in content for content in shown)
+
+
+def span_errors(page):
+    return [f"`{span}` is in no program, file or block" for span in re.findall(r"`([^`\n]+)`", page.prose) if not known_span(span, page)]
+
+
+UNITS = {"seconds": "s", "second": "s", "byte": "bytes"}
+
+
+def numbers(text):
+    """The numbers of a text, without commas between thousands, each with the unit that follows it or ""."""
+    found = re.findall(r"(?<![\w.-])(\d[\d,]*(?:\.\d+)?)(?: (s|seconds?|bytes?|KiB|MiB|ms)\b)?", text)
+    return {(number.replace(",", "").rstrip("."), UNITS.get(unit, unit)) for number, unit in found}
+
+
+def number_errors(page):
+    """Numbers, with their units, that SPEC.md does not have, and no block of the page without a unit.
+
+    The time at the top, the numbers of questions and of stages, tables, and the choices of a question, most of them wrong, are not among them.
+    """
+    prose = re.sub(r"^\| .*\|$|^   - \([a-e]\) .*$|^\d\. ", "", page.prose, flags=re.M)
+    prose = re.sub(r"`[^`\n]+`|\]\([^)]*\)|\*\*About [^*]+\*\*|\b[A-Z]{2}-\d+|[Ss]tages? \d|SHA-256|UTF-8", " ", prose)
+    shown = {number for number, _ in numbers("".join(content for _, content in page.blocks))}
+    return [f"{number} {unit} is not in SPEC.md and in no block" for number, unit in sorted(numbers(prose) - numbers(SPEC)) if number not in shown]
+
+
+@EVERY_PAGE
+def test_spans_and_numbers_of_the_prose_are_those_of_the_programs(page):
+    assert not span_errors(page) + number_errors(page)
+
+
+@EVERY_PAGE
+def test_the_tone(page):
+    assert "!" not in re.sub(r"`[^`\n]+`|<!--.*?-->", "", page.prose)
+    assert max(map(len, page.text.splitlines())) <= 1000
+
+
+# Broken notes: each check finds what it is for. The text of a good note is broken in one place.
+
+
+GOOD = NOTES[5]
+
+
+def broken(old, new):
+    """The note of stage 5 with one thing in it changed."""
+    assert old in GOOD.text, old
+    return Note(GOOD.name, GOOD.text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("check, old, new, complaint", [
+    (shape_errors, "## Why", "## Reasons", "expected the sections"),
+    (shape_errors, "## Hints", "word " * 300 + "\n## Hints", "words before the questions"),
+    (shape_errors, "\n> ", "\n", "a hook"),
+    (shape_errors, "**About ", "**Perhaps ", "About N minutes"),
+    (shape_errors, "<summary>The clause", "<summary>Clause", "three hints"),
+    (shape_errors, "1. A peer takes", "A peer takes", "each with its answer"),
+    (shape_errors, "   - (a) ", "   - ", "with choices"),
+    (shape_errors, "Option (a) tempts because every", "Option (a) is wrong: every", "wrong answer tempts"),
+    (clause_errors, "FC-2", "FC-99", "FC-99 is no clause"),
+    (clause_errors, "MUST be answered like", "SHOULD be answered like", "does not say"),
+    (span_errors, "`os.sendfile`", "`os.send_file`", "os.send_file"),
+    (span_errors, "`2a 00`", "`2a 77`", "2a 77"),
+    (span_errors, "`make bench`", "`make benches`", "make benches"),
+    (span_errors, "`False`", "`3 * 4 = 13`", "3 * 4 = 13"),
+    (number_errors, "has a length of 262,148", "has a length of 262,149", "262149"),
+])
+def test_a_note_that_is_wrong_in_one_place_is_found(check, old, new, complaint):
+    assert not check(GOOD)
+    assert [error for error in check(broken(old, new)) if complaint in error]
+
+
+def test_links_to_what_is_not_there_are_found():
+    assert not link_errors(Note("x.md", "[a](SPEC.md) [b](SPEC.md#fc-fetch-chunk) [c](../peer.py) [d](0-wire.md#why)"))
+    for target in ("SPEC.txt", "SPEC.md#fetch", "../peers.py", "https://example.org/"):
+        assert link_errors(Note("x.md", f"[a]({target})")), target
+
+
+def test_excerpts_that_have_gone_stale_are_found():
+    source = "def f():\n    a = 1\n    b = 2\n    c = 3\n"
+    assert is_excerpt("a = 1\nb = 2\n", source) and is_excerpt("def f():\n…\nc = 3\n", source)
+    assert not is_excerpt("a = 2\n", source) and not is_excerpt("a = 1\nc = 3\n", source) and not is_excerpt("c = 3\n…\na = 1\n", source)
+
+
+@pytest.mark.parametrize("old, new", [("262,136 more", "262,135 more"), ("61 62 63", "61 62 64"), ("… ", "..."),
+                                      ("80 80 20                       524,288", "80 80 10                       524,288")])
+def test_bytes_that_are_not_those_of_the_programs_are_found(role, old, new):
+    with connect(role("peer")) as sock:
+        assert exchange_errors(broken(old, new).of("bytes"), sock)
+
+
+def test_output_that_is_not_as_shown_is_found():
+    assert matches("a <n> b\n...\nz\n", "a 17 b\nx\ny\nz\n") and matches("", "") and matches("...\nz\n", "z\n")
+    assert not matches("a <n> b\n", "a b\n") and not matches("a\n", "a\nb\n") and not matches("", "error\n") and not matches("a\n...\n", "b\n")
+    assert commands("$ one\nout\n$ two\n") == [("one", "out\n"), ("two", "")]
+
+
+def test_a_session_that_goes_otherwise_is_found_and_its_programs_ended(copy):
+    went, said = session(">>> from harness import *\n>>> tracker = start_tracker('README.md')\n>>> print(tracker.pid)\n0\n", copy)
+    assert not went
+    pid = int(re.search(r"Got:\n +(\d+)", said)[1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_blocks_without_a_check_and_open_fences_are_found():
+    assert block_errors(Note("x.md", "```\nwords\n```\n")) and block_errors(Note("x.md", "```text\nwords\n```\n"))
+    assert block_errors(Note("x.md", "```console\n$ ls\n")) and block_errors(Note("x.md", "```console\nls\n```\n"))
+    assert not block_errors(Note("x.md", "```console\n$ ls\n```\n"))
