@@ -128,6 +128,11 @@ def listed(answer):
     return sorted(address for address in answer.peer_list.addresses if int(address.rsplit(":", 1)[1]) < 10_000)
 
 
+def live(where):
+    """The addresses that a tracker lists, as listed() has them, by its answer to a Join; port 9 is announced for it, and left out."""
+    return [address for address in listed(ask(where, join("127.0.0.1:9"))) if not address.endswith(":9")]
+
+
 def silent(request, sock):
     """For FakeServer.answers: no answer, and the connection stays open until the other side closes it."""
     while sock.recv(1):

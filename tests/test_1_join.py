@@ -1,5 +1,6 @@
 """Join: who is listed, and what the one that joins is told (SPEC.md, clauses JN)."""
 
+import os
 import re
 import socket
 import types
@@ -7,15 +8,15 @@ import types
 import pytest
 
 import messages_pb2 as pb
-from harness import (CHUNK, active_proof, ask, connect, content_id, describe, eventually, is_refused, join,
-                     listed, peer_list)
+from harness import (CHUNK, ask, connect, content_id, describe, eventually, finished, is_refused, join, listed, live,
+                     peer_command, some_bytes)
 
 
 @pytest.fixture
 def tracker(make_file, run_tracker):
     """The tracker under test, of a file of three chunks (`data`), with a lease of 10 s."""
     path, data = make_file(2 * CHUNK + 1000)
-    program = run_tracker(path)
+    program = run_tracker(path, extra=["--no-seed"])
     program.data = data
     return program
 
@@ -54,7 +55,7 @@ def test_the_answer_carries_the_files_description_and_the_lease(tracker):
 @pytest.mark.spec("JN-2")
 def test_the_lease_is_the_one_that_the_tracker_was_started_with(make_file, run_tracker):
     path, _ = make_file(1)
-    assert ask(run_tracker(path, expire=3).port, join("127.0.0.1:5001")).peer_list.lease_ms == 3000
+    assert ask(run_tracker(path, expire=3, extra=["--no-seed"]).port, join("127.0.0.1:5001")).peer_list.lease_ms == 3000
 
 
 @pytest.mark.spec("JN-3")
@@ -62,8 +63,6 @@ def test_the_lease_is_the_one_that_the_tracker_was_started_with(make_file, run_t
 def test_a_peer_is_listed_where_it_called_from_whatever_ip_address_it_announced(tracker):
     for announced in ("10.9.9.9:5001", "0.0.0.0:5001", "255.255.255.255:5001", "[::1]:5001", "[2001:db8::9]:5001"):
         assert listed(ask(tracker.port, join(announced))) == ["127.0.0.1:5001"], announced
-        assert ask(tracker.port, active_proof(announced)).WhichOneof("type") == "ok", announced
-        assert listed(ask(tracker.port, peer_list())) == ["127.0.0.1:5001"], announced
 
 
 @pytest.mark.spec("JN-3")
@@ -86,14 +85,18 @@ NO_ADDRESS = ["", "foo", ":", ":5001", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0",
               "127.0.0.1\0:5001", "a" * 60_000 + ":5001"]
 
 
-@pytest.mark.spec("JN-4", "AP-5")
-@pytest.mark.fault(17)
-@pytest.mark.parametrize("request_for", [join, active_proof])
-def test_what_is_no_address_is_refused_nothing_is_listed_and_the_connection_kept(tracker, request_for):
-    with connect(tracker.port) as sock:
+def refuses_what_is_no_address(port, request_for):
+    """Check that a tracker refuses these requests, lists nothing and keeps the connection."""
+    with connect(port) as sock:
         for announced in NO_ADDRESS:
             assert is_refused(ask(sock, request_for(announced)), pb.BAD_ADDRESS), announced[:100]
-            assert listed(ask(sock, peer_list())) == [], announced[:100]
+            assert live(sock) == [], announced[:100]
+
+
+@pytest.mark.spec("JN-4")
+@pytest.mark.fault(17)
+def test_what_is_no_address_is_refused_nothing_is_listed_and_the_connection_kept(tracker):
+    refuses_what_is_no_address(tracker.port, join)
 
 
 @pytest.mark.spec("JN-4")
@@ -106,7 +109,7 @@ def test_the_lowest_and_the_highest_port_are_listed(tracker):
 @pytest.mark.fault(16)
 def test_joining_again_leaves_one_entry_with_a_new_lease_while_the_old_port_expires(make_file, run_tracker):
     path, _ = make_file(1)
-    port = run_tracker(path, expire=1).port
+    port = run_tracker(path, expire=1, extra=["--no-seed"]).port
     ask(port, join("127.0.0.1:5001"))
     assert listed(ask(port, join("127.0.0.1:5002"))) == ["127.0.0.1:5001", "127.0.0.1:5002"]  # it is back, on another port
 
@@ -127,9 +130,8 @@ def test_an_asker_from_elsewhere_is_told_of_a_loopback_peer_where_it_reached_the
         pytest.skip("this machine has loopback addresses only; the next test does without others")
     ask(("127.0.0.1", tracker.port), join("127.0.0.1:5001"))
     ask((here, tracker.port), join("127.0.0.1:5002"))
-    assert listed(ask((here, tracker.port), peer_list())) == sorted([f"{here}:5001", f"{here}:5002"])
     assert listed(ask((here, tracker.port), join("127.0.0.1:5002"))) == sorted([f"{here}:5001", f"{here}:5002"])
-    assert listed(ask(("127.0.0.1", tracker.port), peer_list())) == sorted(["127.0.0.1:5001", f"{here}:5002"])
+    assert listed(ask(("127.0.0.1", tracker.port), join("127.0.0.1:5001"))) == sorted(["127.0.0.1:5001", f"{here}:5002"])
 
 
 @pytest.mark.ours
@@ -153,19 +155,16 @@ def test_our_tracker_puts_the_address_that_the_asker_reached_in_place_of_loopbac
 # Bounds.
 
 
-@pytest.mark.spec("JN-7", "AP-2")
+@pytest.mark.spec("JN-7")
 @pytest.mark.fault(18)
 def test_of_five_thousand_joins_from_one_address_a_thousand_are_listed(tracker):
     with connect(tracker.port) as sock:
         answers = [ask(sock, join(f"127.0.0.1:{port}")) for port in range(1001, 6001)]
         taken = [port for port, answer in zip(range(1001, 6001), answers) if answer.WhichOneof("type") == "peer_list"]
         assert all(is_refused(answer, pb.FULL) for answer in answers if answer.WhichOneof("type") != "peer_list")
-        addresses = ask(sock, peer_list()).peer_list.addresses
-        assert 990 < len(taken) <= 1000  # the tracker's own seeder may be one of the thousand
+        addresses = ask(sock, join(f"127.0.0.1:{taken[-1]}")).peer_list.addresses
+        assert len(taken) == 1000
         assert len(addresses) == len(set(addresses)) <= 1000 and {f"127.0.0.1:{port}" for port in taken} <= set(addresses)
-        assert is_refused(ask(sock, active_proof("127.0.0.1:6001")), pb.FULL)
-        assert ask(sock, active_proof(f"127.0.0.1:{taken[0]}")).WhichOneof("type") == "ok"
-        assert ask(sock, join(f"127.0.0.1:{taken[-1]}")).WhichOneof("type") == "peer_list"
 
 
 @pytest.mark.spec("JN-7")
@@ -184,30 +183,66 @@ def test_a_full_tracker_has_room_again_when_leases_have_run_out(make_file, run_p
 # The peer's side.
 
 
-@pytest.mark.spec("JN-8")
-def test_a_peer_accepts_connections_before_it_joins(make_file, fake_tracker, run_peer, tmp_path):
+@pytest.fixture
+def calling_back(make_file, fake_tracker, run_peer, tmp_path):
+    """(announced address, what connecting to its port came to) of a peer under test, which the tracker calls before it answers Join."""
     _, data = make_file(1000)
-    tracker = fake_tracker(data)
-    calls = []
+    tracker, calls = fake_tracker(data), []
 
     def call_back_first(request, sock):
         try:
             connect(int(request.listening_addr.rpartition(":")[2])).close()
             calls.append("accepted")
-        except OSError as error:
+        except (OSError, ValueError, OverflowError) as error:
             calls.append(error)
         return tracker.on_join(request, sock)
     tracker.answers["join"] = call_back_first
     run_peer(tracker.port, tmp_path / "out.bin")
-    tracker.joiner()
-    assert calls == ["accepted"]
-
-
-@pytest.mark.spec("JN-4", "JN-8")
-def test_a_peer_announces_an_address_by_the_rules_and_the_port_on_which_it_answers(make_file, fake_tracker, run_peer, tmp_path):
-    _, data = make_file(1000)
-    tracker = fake_tracker(data)
-    run_peer(tracker.port, tmp_path / "out.bin")
     announced = tracker.wait_for("join").listening_addr
-    assert re.fullmatch(r"(\d+\.\d+\.\d+\.\d+|\[[0-9a-f:.]+\]):[1-9]\d{0,4}", announced)
-    connect(tracker.joiner()).close()
+    return announced, eventually(lambda: calls, what="a call")[0]
+
+
+@pytest.mark.spec("JN-4")
+def test_a_peer_announces_an_address_by_the_rules(calling_back):
+    assert re.fullmatch(r"(\d+\.\d+\.\d+\.\d+|\[[0-9a-f:.]+\]):[1-9]\d{0,4}", calling_back[0])
+
+
+@pytest.mark.spec("JN-8")
+def test_a_peer_accepts_connections_on_the_announced_port_before_it_joins(calling_back):
+    assert calling_back[1] == "accepted"
+
+
+def one_line(process, code):
+    """Check that a finished process ended with this code and said one line on stderr; returns the line."""
+    assert "Traceback" not in process.stderr, process.stderr
+    assert (process.returncode, process.stderr.count("\n")) == (code, 1), process.stderr
+    return process.stderr
+
+
+def spoilt_description(**changes):
+    file = describe(some_bytes(3 * CHUNK + 1000))
+    for field, value in changes.items():
+        setattr(file, field, value(file) if callable(value) else value)
+    return file
+
+
+@pytest.mark.fault(42)
+@pytest.mark.spec("FD-3", "CL-13")
+@pytest.mark.parametrize("changes", [
+    {"digests": lambda file: file.digests[:-32]}, {"digests": lambda file: file.digests[:-1]}, {"digests": lambda file: file.digests + bytes(32)},
+    {"size": 0}, {"size": 2**60}, {"size": 2**64 - 1}, {"size": 2**60, "chunk_size": 2**60, "digests": bytes(32)},
+    {"chunk_size": 0}, {"chunk_size": 2**24 + 1, "digests": bytes(32)}, {"size": 16_385, "chunk_size": 1, "digests": bytes(32 * 16_385)},
+], ids=["a_digest_less", "a_byte_less", "a_digest_more", "size_0", "size_2^60", "size_2^64-1", "one_chunk_of_2^60",
+        "chunk_size_0", "chunk_size_over_16_mib", "16385_chunks"])
+def test_a_description_that_does_not_agree_is_refused_and_nothing_reserved(fake_tracker, tmp_path, changes):
+    tracker = fake_tracker(b"", file=spoilt_description(**changes))
+    one_line(finished(peer_command(tracker.port, tmp_path / "out", "--leave")), 4)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.fault(42)
+@pytest.mark.spec("FD-3", "CL-13")
+def test_an_answer_to_join_without_a_description_is_refused(fake_tracker, tmp_path):
+    tracker = fake_tracker(b"")
+    tracker.answers["join"] = tracker.answers["peer_list"]
+    one_line(finished(peer_command(tracker.port, tmp_path / "out", "--leave")), 4)

@@ -5,8 +5,9 @@ import time
 import pytest
 
 import messages_pb2 as pb
-from harness import (CHUNK, active_proof, ask, chunks_query, connect, content_id, describe, eventually, framed, is_refused, join,
-                     listed, peer_list, receive_body, silent)
+from harness import (CHUNK, active_proof, ask, connect, content_id, describe, eventually, framed, is_refused, join, listed,
+                     live, peer_list, receive_body, silent)
+from test_1_join import refuses_what_is_no_address
 
 A, B = "127.0.0.1:5001", "127.0.0.1:5002"
 
@@ -36,13 +37,13 @@ def test_who_sends_proofs_stays_and_who_sends_none_goes(short_lease):
 
     def only_a_is_left():
         assert ask(short_lease, active_proof(A)).WhichOneof("type") == "ok"
-        answer = listed(ask(short_lease, peer_list()))
+        answer = live(short_lease)
         assert A in answer
         return answer == [A]
     eventually(only_a_is_left, what="the end of B's lease")
 
 
-@pytest.mark.spec("AP-1", "AP-2", "AP-3", "PL-2")
+@pytest.mark.spec("AP-1", "AP-2", "AP-3")
 @pytest.mark.fault(20)
 def test_a_peer_is_listed_for_one_lease_after_its_last_proof_and_again_after_its_next(short_lease):
     """Whatever was listed in answer to a request was alive when that was sent: no tolerance is needed."""
@@ -57,12 +58,13 @@ def test_a_peer_is_listed_for_one_lease_after_its_last_proof_and_again_after_its
 
         def all_are_gone():
             sent = time.monotonic()
-            answer = listed(ask(sock, peer_list()))
+            answer = live(sock)
             seen.update(dict.fromkeys(answer, sent))
             return not answer
         eventually(all_are_gone, what="the end of all leases")
         assert ask(sock, active_proof(B)).WhichOneof("type") == "ok"  # too late, and yet it counts
-        assert listed(ask(sock, join(A))) == [A, B]
+        assert live(sock) == [B]
+        assert [address for address in listed(ask(sock, join(A))) if address in (A, B)] == [A, B]
     leases = {address: seen[address] - began[address] for address in began}
     assert max(leases.values()) <= 1.01 and min(leases.values()) > 0.6, leases
 
@@ -71,7 +73,23 @@ def test_a_peer_is_listed_for_one_lease_after_its_last_proof_and_again_after_its
 @pytest.mark.fault(22)
 def test_a_proof_of_a_peer_that_never_joined_here_lists_it(short_lease):
     assert ask(short_lease, active_proof("10.9.9.9:5001")).WhichOneof("type") == "ok"
-    assert listed(ask(short_lease, peer_list())) == [A]
+    assert live(short_lease) == [A]
+
+
+@pytest.mark.spec("AP-5")
+@pytest.mark.fault(17)
+def test_a_proof_of_what_is_no_address_is_refused_nothing_is_listed_and_the_connection_kept(make_file, run_tracker):
+    refuses_what_is_no_address(run_tracker(make_file(1)[0]).port, active_proof)
+
+
+@pytest.mark.spec("AP-2", "JN-7")
+@pytest.mark.fault(18)
+def test_a_full_tracker_takes_a_proof_only_of_a_peer_that_it_lists(make_file, run_tracker):
+    with connect(run_tracker(make_file(1)[0], extra=["--no-seed"]).port) as sock:
+        for port in range(1001, 2001):
+            assert ask(sock, active_proof(f"127.0.0.1:{port}")).WhichOneof("type") == "ok", port
+        assert is_refused(ask(sock, active_proof("127.0.0.1:6001")), pb.FULL)
+        assert ask(sock, active_proof("127.0.0.1:1001")).WhichOneof("type") == "ok"
 
 
 @pytest.mark.spec("AP-6")
@@ -82,16 +100,16 @@ def test_a_proof_of_another_file_is_refused_and_not_listed(make_file, run_tracke
     right = content_id(describe(data))
     for wrong in (bytes(32), right[:31], right[::-1], b"x"):
         assert is_refused(ask(port, active_proof(A, wrong)), pb.OTHER_FILE)
-        assert listed(ask(port, peer_list())) == []
+        assert live(port) == []
     assert ask(port, active_proof(A, right)).WhichOneof("type") == "ok"
-    assert listed(ask(port, peer_list())) == [A]
+    assert live(port) == [A]
 
 
 @pytest.mark.spec("AP-7", "WF-10")
 def test_a_proof_counts_though_its_sender_does_not_wait_for_the_answer(short_lease):
     with connect(short_lease) as sock:
         sock.sendall(framed(active_proof(A)))
-    eventually(lambda: listed(ask(short_lease, peer_list())) == [A], seconds=0.9, what="the proof")
+    eventually(lambda: live(short_lease) == [A], seconds=0.9, what="the proof")
 
 
 # What a peer does. A third of a lease of 0.6 s is 0.2 s: four proofs are due within 0.8 s. A peer
@@ -102,29 +120,23 @@ LEASE_MS, PROOFS, SECONDS = 600, 4, 1.1
 
 @pytest.fixture
 def proving(make_file, fake_tracker, run_peer, tmp_path):
-    """proving(...): (fake tracker, the peer under test, the bytes); a leecher unless told otherwise."""
-    def run(seeder=False, peers=(), lease_ms=LEASE_MS):
-        _, data = make_file(CHUNK)
-        tracker = fake_tracker(data, peers, lease_ms=lease_ms)
-        if seeder:
-            (tmp_path / "out.bin").write_bytes(data)
-        return tracker, run_peer(tracker.port, tmp_path / "out.bin"), data
+    """proving(...): (fake tracker, the peer under test, the bytes); the peer holds all of them."""
+    def run(lease_ms=LEASE_MS):
+        path, data = make_file(CHUNK, "out.bin")
+        tracker = fake_tracker(data, lease_ms=lease_ms)
+        return tracker, run_peer(tracker.port, path), data
     return run
 
 
 @pytest.mark.spec("AP-4")
-@pytest.mark.parametrize("seeder", [False, True], ids=["a_leecher_that_waits_for_a_chunk", "a_seeder"])
-def test_a_peer_proves_itself_every_third_of_the_lease_with_its_port_and_file(proving, fake_peer, make_file, seeder):
-    neighbor = fake_peer(make_file(CHUNK)[1])
-    neighbor.answers["fetch_chunk"] = silent
-    tracker, _, data = proving(seeder, [neighbor.address])
+def test_a_peer_proves_itself_every_third_of_the_lease_with_its_port_and_file(proving):
+    tracker, _, data = proving()
     joined = tracker.joiner()
     for count in range(1, PROOFS + 1):
         proof = tracker.wait_for("active_proof", count)
         assert proof.listening_addr.rpartition(":")[2] == joined.rpartition(":")[2]
         assert proof.content_id in (b"", content_id(describe(data)))
     assert tracker.times("active_proof")[PROOFS - 1] - tracker.times("join")[0] < SECONDS
-    assert neighbor.count("fetch_chunk") == (0 if seeder else 1)
 
 
 @pytest.mark.spec("AP-7")
@@ -140,7 +152,7 @@ def test_a_peer_goes_on_proving_itself_after_proofs_that_failed(proving):
     ])
     tracker.answers["active_proof"] = lambda request, sock: next(failures, pb.Response(ok=pb.Response.Ok()))
     tracker.wait_for("active_proof", 8)
-    assert ask(tracker.joiner(), chunks_query()).WhichOneof("type") == "chunks_query"  # it is in good health
+    assert is_refused(ask(tracker.joiner(), peer_list()), pb.WRONG_ROLE)  # it is in good health
 
 
 @pytest.mark.spec("AP-4", "AP-7")
@@ -153,6 +165,6 @@ def test_a_proof_that_is_never_answered_does_not_hold_up_the_next(proving):
 @pytest.mark.spec("AP-6")
 @pytest.mark.fault(43)
 def test_a_peer_that_is_told_of_another_file_ends_with_exit_code_4(proving):
-    tracker, peer, _ = proving(seeder=True)
+    tracker, peer, _ = proving()
     tracker.answers["active_proof"] = lambda request, sock: pb.Response(bad=pb.Response.Bad(code=pb.OTHER_FILE, reason="expected another"))
     peer.ends_with(4)

@@ -1,4 +1,4 @@
-"""Fetch Chunk: what a peer answers, and how it asks (SPEC.md, clauses FC)."""
+"""Fetch Chunk: what a peer answers (SPEC.md, clauses FC). How it asks is in test_6_fetching.py."""
 
 import os
 import select
@@ -11,7 +11,7 @@ import pytest
 
 import messages_pb2 as pb
 from harness import (CHUNK, SECONDS, ask, chunks_query, connect, eventually, fetch_chunk, framed, is_refused, receive,
-                     receive_body, receive_bytes, silent, some_bytes, split)
+                     receive_body, receive_bytes, some_bytes, split)
 
 SIZE = 2 * CHUNK + 1000  # three chunks, the last one short
 
@@ -96,17 +96,14 @@ def test_a_file_of_no_bytes_has_no_chunk(seed):
 
 @pytest.mark.spec("FC-5", "FC-4")
 @pytest.mark.fault(9)
-def test_a_chunk_that_is_not_held_is_refused_and_the_connection_kept(make_file, fake_tracker, fake_peer, run_peer, tmp_path):
+def test_a_peer_that_holds_nothing_refuses_every_chunk_and_keeps_the_connection(make_file, fake_tracker, run_peer, tmp_path):
     _, data = make_file(SIZE)
-    tracker = fake_tracker(data, [fake_peer(data, held=[1]).address])
+    tracker = fake_tracker(data)
     run_peer(tracker.port, tmp_path / "out.bin")
-    address = tracker.joiner()
-    with connect(address) as sock:
-        eventually(lambda: held_by(address) == [CHUNK], what="the one chunk that there is")
-        for chunk_id in (0, 2 * CHUNK):
+    with connect(tracker.joiner()) as sock:
+        eventually(lambda: is_refused(ask(sock, fetch_chunk(3 * CHUNK)), pb.NO_SUCH_CHUNK), what="the refusal, once it knows the file")
+        for chunk_id in (0, CHUNK, 2 * CHUNK):
             assert is_refused(ask(sock, fetch_chunk(chunk_id)), pb.NOT_HELD)
-        assert is_refused(ask(sock, fetch_chunk(3 * CHUNK)), pb.NO_SUCH_CHUNK)
-        assert ask(sock, fetch_chunk(CHUNK)).chunk == split(data)[1]
 
 
 @pytest.mark.spec("FC-13")
@@ -205,166 +202,3 @@ def test_an_asker_that_stops_reading_loses_its_slot(fake_tracker, run_patched, t
             reader.join()
         for sock in stalled:
             sock.close()
-
-
-# How a peer asks.
-
-
-@pytest.fixture
-def fetch(fake_tracker, run_peer, tmp_path):
-    """fetch(data, neighbors): (fake tracker, address, OUT) of a peer under test that was told of these."""
-    def run(data, *neighbors, chunk_size=CHUNK, start=run_peer):
-        tracker = fake_tracker(data, [neighbor.address for neighbor in neighbors], chunk_size=chunk_size)
-        start(tracker.port, tmp_path / "out.bin")
-        return tracker, tracker.joiner(), tmp_path / "out.bin"
-    return run
-
-
-@pytest.fixture
-def fetch_patched(fetch, run_patched):
-    """fetch_patched(changes, ...): the same with ours, and other constants."""
-    def run(changes, *args, **kwargs):
-        return fetch(*args, start=lambda tracker, out: run_patched("peer", changes, [f"127.0.0.1:{tracker}", out]), **kwargs)
-    return run
-
-
-def completes(out, data):
-    """Wait for OUT, and compare."""
-    eventually(out.exists, what="a complete file")
-    assert out.read_bytes() == data
-
-
-def bad(code):
-    return pb.Response(bad=pb.Response.Bad(code=code, reason="by the test"))
-
-
-@pytest.mark.spec("FC-7")
-@pytest.mark.fault(15)
-def test_an_asker_that_is_told_busy_pauses_at_random_and_asks_again(make_file, fake_peer, fetch):
-    _, data = make_file(SIZE)
-    neighbor = fake_peer(data)
-    neighbor.answers["fetch_chunk"] = lambda request, sock: bad(pb.BUSY) if neighbor.count("fetch_chunk") < 8 else neighbor.on_fetch_chunk(request, sock)
-    _, _, out = fetch(data, neighbor)
-    completes(out, data)  # to be busy is no broken promise
-    times = neighbor.times("fetch_chunk")[:8]
-    pauses = [after - before for before, after in zip(times, times[1:])]
-    assert max(pauses) - min(pauses) > 0.02, pauses
-    within = [at for at, _, _ in neighbor.requests if times[0] <= at < times[0] + 1]
-    assert times[-1] - times[0] >= 0.35 and len(within) <= 20, pauses
-
-
-@pytest.mark.spec("FC-8")
-def test_an_asker_asks_each_neighbor_only_for_what_it_has_listed(make_file, fake_peer, fetch):
-    _, data = make_file(6 * CHUNK)
-    neighbors = [fake_peer(data, held) for held in ([0, 1], [2, 3], [1, 3, 4])]
-    late = fake_peer(data, held=[])
-    _, address, out = fetch(data, *neighbors, late)
-    eventually(lambda: len(held_by(address)) == 5, what="five of the six chunks")
-    assert late.count("fetch_chunk") == 0
-    late.held.append(5)
-    completes(out, data)
-    assert late.fetched() == [5 * CHUNK]
-    for neighbor in neighbors:
-        assert set(neighbor.fetched()) <= {index * CHUNK for index in neighbor.held}
-
-
-@pytest.mark.spec("FC-10")
-def test_a_neighbor_that_refuses_two_in_a_row_and_then_gives_one_is_kept(make_file, fake_peer, fetch):
-    _, data = make_file(9 * 1000)
-    neighbor = fake_peer(data, chunk_size=1000)
-    neighbor.answers["fetch_chunk"] = lambda request, sock: neighbor.on_fetch_chunk(request, sock) if neighbor.count("fetch_chunk") % 3 == 0 else bad(pb.NOT_HELD)
-    _, address, _ = fetch(data, neighbor, chunk_size=1000)
-    neighbor.wait_for("fetch_chunk", 9)
-    eventually(lambda: len(held_by(address)) == 3, what="the three chunks that it gave")
-
-
-def stall_in_the_middle(request, sock):
-    sock.sendall(framed(pb.Response(chunk=bytes(64 << 10)))[:500])
-    silent(request, sock)
-
-
-def dribble(request, sock):
-    """A byte every 50 ms, until the asker gives up."""
-    frame = framed(pb.Response(chunk=bytes(1000)))
-    sock.settimeout(0.05)
-    for byte in frame:
-        sock.sendall(bytes([byte]))
-        try:
-            if sock.recv(1) == b"":
-                return
-        except TimeoutError:
-            pass
-
-
-def reset_in_the_middle(request, sock):
-    sock.sendall(framed(pb.Response(chunk=bytes(64 << 10)))[:500])
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
-
-
-@pytest.mark.spec("FC-11")
-@pytest.mark.fault(12)
-def test_an_exchange_that_takes_too_long_is_given_up_and_the_chunk_fetched_elsewhere(make_file, fake_peer, fetch_patched):
-    """Silence may last for 0.4 s, an answer for 0.4 s and one second more for every 16 KiB of it.
-
-    That is 4.4 s for three of the chunks, but 0.46 s for the last, short one, which the dribbler has.
-    """
-    size = 64 << 10
-    _, data = make_file(3 * size + 1000)
-    lasted = {}
-    slow = []
-    for index, answer in enumerate([silent, stall_in_the_middle, reset_in_the_middle, dribble]):
-        def timed(request, sock, answer=answer):
-            began = time.monotonic()
-            try:
-                answer(request, sock)
-            finally:
-                lasted.setdefault(answer.__name__, time.monotonic() - began)
-        slow.append(fake_peer(data, [index], size))
-        slow[-1].answers["fetch_chunk"] = timed
-    tracker, _, out = fetch_patched("peer.FRAME_SECONDS = 0.4; peer.SLOWEST_LINK = 16 * peer.KIB", data, *slow, chunk_size=size)
-    for neighbor in slow:
-        neighbor.wait_for("fetch_chunk")
-    tracker.peers.append(fake_peer(data, chunk_size=size).address)
-    eventually(lambda: len(lasted) == 4, what="the end of all exchanges")
-    assert max(lasted.values()) < 2, lasted
-    completes(out, data)
-
-
-@pytest.mark.spec("FC-11")
-def test_an_answer_that_is_slow_but_in_time_is_taken(make_file, fake_peer, fetch_patched):
-    """It pauses for 0.2 s again and again, which is no silence of 0.4 s; it may take 0.4 s and one second more for 256 KiB."""
-    _, data = make_file(2 * CHUNK)
-    slow = fake_peer(data)
-
-    def in_pieces(request, sock):
-        frame = framed(slow.on_fetch_chunk(request, sock))
-        for piece in split(frame, 100_000):
-            time.sleep(0.2)
-            sock.sendall(piece)
-    slow.answers["fetch_chunk"] = in_pieces
-    _, _, out = fetch_patched("peer.FRAME_SECONDS = 0.4; peer.SLOWEST_LINK = 256 * peer.KIB", data, slow)
-    completes(out, data)
-    assert sorted(slow.fetched()) == [0, CHUNK]
-
-
-@pytest.mark.spec("FC-12", "SW-5")
-@pytest.mark.fault(44)
-def test_a_chunk_that_arrives_twice_is_counted_once(make_file, fake_peer, fetch):
-    """Two neighbors answer the same request at the same time; chunk 1 is nowhere until that is over."""
-    _, data = make_file(2 * CHUNK)
-    neighbors = [fake_peer(data, held=[0]), fake_peer(data, held=[0])]
-    both_were_asked = threading.Barrier(2)
-    for neighbor in neighbors:
-        def answer(request, sock, neighbor=neighbor):
-            if request.chunk_id == 0:
-                both_were_asked.wait(SECONDS)
-            return neighbor.on_fetch_chunk(request, sock)
-        neighbor.answers["fetch_chunk"] = answer
-    _, address, out = fetch(data, *neighbors)
-    eventually(lambda: held_by(address), what="chunk 0")
-    counts = [neighbor.count("chunks_query") for neighbor in neighbors]
-    eventually(lambda: all(neighbor.count("chunks_query") > count for neighbor, count in zip(neighbors, counts)), what="the next query of both")
-    assert held_by(address) == [0] and not out.exists()
-    neighbors[0].held.append(1)
-    completes(out, data)
-    assert held_by(address) == [0, CHUNK]

@@ -19,16 +19,10 @@ import harness
 import messages_pb2 as pb
 from harness import (CHUNK, SECONDS, ask, chunks_query, connect, describe, eventually, fetch_chunk, finished, framed, is_closed, join, peer_command,
                      peer_list, receive_bytes, split, tracker_command)
+from test_1_join import one_line, spoilt_description
 
 SIZE = 3 * CHUNK + 1000  # four chunks, the last one short
 LINUX = sys.platform == "linux"
-
-
-def one_line(process, code):
-    """Check that a finished process ended with this code and said one line on stderr; returns the line."""
-    assert "Traceback" not in process.stderr, process.stderr
-    assert (process.returncode, process.stderr.count("\n")) == (code, 1), process.stderr
-    return process.stderr
 
 
 def held_by(address):
@@ -877,35 +871,6 @@ def test_a_name_from_a_tracker_is_never_used_as_a_path(fake_tracker, fake_peer, 
 
 
 # Rows 42 and 43: what a tracker describes.
-
-
-def spoilt_description(**changes):
-    file = describe(harness.some_bytes(SIZE))
-    for field, value in changes.items():
-        setattr(file, field, value(file) if callable(value) else value)
-    return file
-
-
-@pytest.mark.fault(42)
-@pytest.mark.spec("FD-3", "CL-13")
-@pytest.mark.parametrize("changes", [
-    {"digests": lambda file: file.digests[:-32]}, {"digests": lambda file: file.digests[:-1]}, {"digests": lambda file: file.digests + bytes(32)},
-    {"size": 0}, {"size": 2**60}, {"size": 2**64 - 1}, {"size": 2**60, "chunk_size": 2**60, "digests": bytes(32)},
-    {"chunk_size": 0}, {"chunk_size": 2**24 + 1, "digests": bytes(32)}, {"size": 16_385, "chunk_size": 1, "digests": bytes(32 * 16_385)},
-], ids=["a_digest_less", "a_byte_less", "a_digest_more", "size_0", "size_2^60", "size_2^64-1", "one_chunk_of_2^60",
-        "chunk_size_0", "chunk_size_over_16_mib", "16385_chunks"])
-def test_a_description_that_does_not_agree_is_refused_and_nothing_reserved(fake_tracker, tmp_path, changes):
-    tracker = fake_tracker(b"", file=spoilt_description(**changes))
-    one_line(finished(peer_command(tracker.port, tmp_path / "out", "--leave")), 4)
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.fault(42)
-@pytest.mark.spec("FD-3", "CL-13")
-def test_an_answer_to_join_without_a_description_is_refused(fake_tracker, tmp_path):
-    tracker = fake_tracker(b"")
-    tracker.answers["join"] = tracker.answers["peer_list"]
-    one_line(finished(peer_command(tracker.port, tmp_path / "out", "--leave")), 4)
 
 
 @pytest.mark.fault(42)
