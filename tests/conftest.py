@@ -37,6 +37,17 @@ def imported(module):
     return {value.__name__ for value in vars(module).values() if isinstance(value, types.ModuleType)}
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Show in the report of a failed test what the programs under test have said."""
+    report = (yield).get_result()
+    if report.failed:
+        for program in harness.PROGRAMS_RUNNING:
+            if program.process.poll() is not None:
+                program.reader.join(1)  # until all of it was read
+            report.sections.append((f"output of {' '.join(map(str, program.process.args))}", program.output.rstrip("\0")))
+
+
 @pytest.fixture(autouse=True)
 def nothing_left():
     """No test leaves a thread or a child process behind."""

@@ -175,6 +175,7 @@ def eventually(condition, seconds=SECONDS, what="the condition"):
         value = condition()
         if value:
             return value
+        fail_if_crashed()
         assert time.monotonic() < give_up, f"{what} did not come about within {seconds} s"
         time.sleep(0.01)
 
@@ -185,6 +186,19 @@ def eventually(condition, seconds=SECONDS, what="the condition"):
 def program_environment():
     """The environment of a program under test."""
     return {name: value for name, value in os.environ.items() if name not in OWN_ENVIRONMENT}
+
+
+PROGRAMS_RUNNING = []  # those that this test has started and not stopped
+EXIT_CODES = {0, 2, 3, 4, 5, 6, 7, 8, 9, 130, 143}  # of SPEC.md, but for 70, a bug
+
+
+def fail_if_crashed():
+    """End a wait for what will not come, because a program has ended with an exit code that means a bug; those of signals are below 0."""
+    for program in PROGRAMS_RUNNING:
+        code = program.process.poll()
+        if code is not None and code > 0 and code not in EXIT_CODES:
+            program.reader.join(SECONDS)
+            raise AssertionError(f"the program under test has ended with exit code {code}:\n{program.output}")
 
 
 class Program:
@@ -199,6 +213,7 @@ class Program:
         self.grown = threading.Condition()
         self.reader = threading.Thread(target=self.read)
         self.reader.start()
+        PROGRAMS_RUNNING.append(self)
 
     def read(self):
         for line in iter(self.process.stdout.readline, b""):
@@ -249,6 +264,8 @@ class Program:
         self.process.wait()
         self.reader.join()
         self.process.stdout.close()
+        if self in PROGRAMS_RUNNING:
+            PROGRAMS_RUNNING.remove(self)
 
 
 def command(template, **values):
@@ -367,8 +384,10 @@ class FakeServer:
         with self.changed:
             def found():
                 return [request for _, got, request in self.requests if got == name][:count]
-            assert self.changed.wait_for(lambda: len(found()) >= count, seconds), \
-                f"expected {count} {name} within {seconds} s, got {[got for _, got, _ in self.requests]}"
+            give_up = time.monotonic() + seconds
+            while not self.changed.wait_for(lambda: len(found()) >= count, 0.1):
+                fail_if_crashed()
+                assert time.monotonic() < give_up, f"expected {count} {name} within {seconds} s, got {[got for _, got, _ in self.requests]}"
             return getattr(found()[-1], name)
 
     def times(self, name):

@@ -16,7 +16,7 @@ A, B = "127.0.0.1:5001", "127.0.0.1:5002"
 def short_lease(make_file, run_tracker):
     """The port of the tracker under test, with a lease of 1 s."""
     path, _ = make_file(1)
-    return run_tracker(path, expire=1).port
+    return run_tracker(path, expire=1, extra=["--no-seed"]).port
 
 
 # What a tracker does.
@@ -79,7 +79,7 @@ def test_a_proof_of_a_peer_that_never_joined_here_lists_it(short_lease):
 @pytest.mark.spec("AP-5")
 @pytest.mark.fault(17)
 def test_a_proof_of_what_is_no_address_is_refused_nothing_is_listed_and_the_connection_kept(make_file, run_tracker):
-    refuses_what_is_no_address(run_tracker(make_file(1)[0]).port, active_proof)
+    refuses_what_is_no_address(run_tracker(make_file(1)[0], extra=["--no-seed"]).port, active_proof)
 
 
 @pytest.mark.spec("AP-2", "JN-7")
@@ -96,7 +96,7 @@ def test_a_full_tracker_takes_a_proof_only_of_a_peer_that_it_lists(make_file, ru
 @pytest.mark.fault(43)
 def test_a_proof_of_another_file_is_refused_and_not_listed(make_file, run_tracker):
     path, data = make_file(CHUNK + 1)
-    port = run_tracker(path).port
+    port = run_tracker(path, extra=["--no-seed"]).port
     right = content_id(describe(data))
     for wrong in (bytes(32), right[:31], right[::-1], b"x"):
         assert is_refused(ask(port, active_proof(A, wrong)), pb.OTHER_FILE)
