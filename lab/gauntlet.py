@@ -1,0 +1,218 @@
+#!/usr/bin/env python3
+"""Grade the grader: wrong programs, each with one mistake, every one of which a test of its stage must fail.
+
+    make gauntlet                        all of them, and the reference, which nothing may fail
+    make gauntlet ARGS=if_chunk_id       some of them, by name, each with the report that a student would read
+    make gauntlet ARGS=--list            what there is
+
+lab/mutants.py lists them. A wrong program is the reference with a few words replaced, in a folder of its own, and is
+graded as a submission is: lab/grade.py, its stage, only the tests that name its clause. It is caught when one of them
+fails with a whole report (PARTS). What is printed is a line for each: name, stage, clause, the test that caught it,
+the hint that it gives. Survivors stand last.
+
+Exit code: 0 all caught and the reference passed by all, 1 something to mend, 2 wrong usage. When a mutant no longer fits
+the reference, nothing runs: mend it in lab/mutants.py. When one survives, a test is missing: write it.
+
+Reading order: the tests of a clause - one grading - verdicts - all of them.
+"""
+
+import argparse
+import ast
+import collections
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+from mutants import MUTANTS
+from stages import STAGES, test_files
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROGRAMS = ("peer.py", "tracker.py", "messages_pb2.py")  # what a submission consists of
+LIMIT = 480        # seconds for all; what was not run by then has not been caught
+GRADING = 45       # seconds for one grading
+JOBS = 3 * (os.cpu_count() or 1)  # gradings at a time: most of the time a test waits for what does not come
+REFERENCE_WORKERS = 2             # tests of the reference at a time, in each of those gradings
+PARTS = ("clauses", "step", "expected", "got", "likely", "again")  # what each report must have
+
+Verdict = collections.namedtuple("Verdict", "name caught line report")  # one line for people; the report that a student would read
+
+
+class NotOnce(Exception):
+    """A mutant's old text does not stand exactly once in the reference."""
+
+
+# The tests of a clause, and the text of a mutant.
+
+
+def mutated(mutant):
+    """The text of a mutant's program; NotOnce."""
+    text = (ROOT / mutant.program).read_text()
+    if text.count(mutant.old) != 1:
+        raise NotOnce(f"{mutant.name}: expected its old text once in {mutant.program}, found it {text.count(mutant.old)} times: "
+                      f"the reference has changed, mend this mutant in lab/mutants.py: {mutant.old.strip().splitlines()[0]!r}")
+    return text.replace(mutant.old, mutant.new)
+
+
+def clauses_named(function):
+    """The clauses in the spec mark of a test, as ast shows it."""
+    calls = [mark for mark in function.decorator_list if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.spec"]
+    return {clause for call in calls for clause in map(ast.literal_eval, call.args)}
+
+
+def tests_of(number, clause):
+    """The names of the tests of a stage that name a clause."""
+    trees = [ast.parse((ROOT / path).read_text()) for path in test_files(STAGES[number])]
+    return [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and clause in clauses_named(node)]
+
+
+# One grading.
+
+
+def grade(number, replaced, *options):
+    """(results.json, what was printed) of one stage of the reference in which some files are replaced: {name: text}."""
+    with tempfile.TemporaryDirectory(prefix="p2p-gauntlet-") as folder:
+        for name in PROGRAMS:
+            shutil.copy(ROOT / name, folder)
+        for name, text in replaced.items():
+            pathlib.Path(folder, name).write_text(text)
+        results = pathlib.Path(folder, "results.json")
+        ended = subprocess.run([sys.executable, str(ROOT / "lab" / "grade.py"), "--dir", folder, "--stage", str(number), "--results", str(results), *options],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=2 * GRADING)
+        return json.loads(results.read_text()) if results.exists() else {"tests": []}, ended.stdout
+
+
+def failures(results, clause=None):
+    """The failed tests that did run, of all or of one clause."""
+    failed = [test for test in results["tests"] if test["status"] == "failed" and "extra_data" in test]
+    return [test for test in failed if (clause is None or clause in test["extra_data"]["clauses"]) and not str(test["extra_data"]["got"]).startswith("not run")]
+
+
+def is_bytes(value):
+    """Whether a report's value is bytes, in hexadecimal, and not words."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{2}( [0-9a-f]{2})*( … .*)?", value) is not None
+
+
+def lacking(report):
+    """The parts that a failure's report lacks."""
+    missing = [part for part in PARTS if not report.get(part)]
+    both = is_bytes(report.get("expected")) and is_bytes(report.get("got"))
+    return missing + (["offset"] if both and report["expected"] != report["got"] and report.get("offset") is None else [])
+
+
+# Verdicts.
+
+
+def verdict_on(mutant):
+    """Whether a mutant is caught by its stage, with a whole report."""
+    head = f"{mutant.name:34} stage {mutant.stage}  {mutant.clause:6}"
+    names = tests_of(mutant.stage, mutant.clause)
+    if not names:
+        return Verdict(mutant.name, False, f"{head} SURVIVED: no test of this stage names the clause", "")
+    results, printed = grade(mutant.stage, {mutant.program: mutated(mutant)}, "-k", " or ".join(names), "--first", "--workers", "1", "--limit", str(GRADING))
+    failed = failures(results, mutant.clause)
+    if not failed:
+        return Verdict(mutant.name, False, f"{head} SURVIVED {', '.join(names)}", printed)
+    best = min(failed, key=lambda test: len(lacking(test["extra_data"])))
+    lacks = lacking(best["extra_data"])
+    end = f"REPORT WITHOUT {', '.join(lacks)}" if lacks else f"hint: {best['extra_data']['likely']}"
+    return Verdict(mutant.name, not lacks, f"{head} {best['name']}  {end}", best["output"])
+
+
+def verdict_on_reference(number):
+    """Whether the reference passes all tests of a stage."""
+    results, printed = grade(number, {}, "--workers", str(REFERENCE_WORKERS), "--limit", str(GRADING))
+    failed = failures(results)
+    passed = sum(test["status"] == "passed" and "extra_data" not in test and "." in test["number"] for test in results["tests"])
+    good = not failed and passed > 0
+    return Verdict(f"the reference, stage {number}", good, f"{'the reference':34} stage {number}  {'passes' if good else 'FAILS'} {passed} tests", "" if good else printed)
+
+
+# All of them.
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(prog="gauntlet.py", description="Grade the grader with wrong programs.", allow_abbrev=False)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these, with their reports (default: all, and the reference)")
+    parser.add_argument("--list", action="store_true", help="show what there is, and run nothing")
+    parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="gradings at a time (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=LIMIT, metavar="S", help="seconds for all (default: %(default)s)")
+    args = parser.parse_args()
+    unknown = sorted(set(args.names) - {mutant.name for mutant in MUTANTS})
+    if unknown:
+        sys.exit(wrong_usage(f"expected names that --list shows, got {', '.join(unknown)}"))
+    return args
+
+
+def wrong_usage(line):
+    print(f"gauntlet.py: {line}", file=sys.stderr)
+    return 2
+
+
+def run_all(tasks, jobs, limit, show):
+    """The verdicts of all tasks [(name, function, argument)], several at a time; show(verdict) as each one comes."""
+    give_up = time.monotonic() + limit
+    verdicts = []
+
+    def run(name, judge, what):
+        if time.monotonic() > give_up:
+            return Verdict(name, False, f"{name:34} NOT RUN: the {limit:g} s for all were over", "")
+        return judge(what)
+
+    with concurrent.futures.ThreadPoolExecutor(max(1, jobs)) as pool:
+        try:
+            for future in concurrent.futures.as_completed([pool.submit(run, *task) for task in tasks]):
+                verdicts.append(future.result())
+                show(verdicts[-1])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return verdicts
+
+
+def show(verdict, with_report):
+    print(f"{'ok  ' if verdict.caught else 'FAIL'} {verdict.line}", flush=True)
+    if with_report and verdict.report:
+        print(f"\n{verdict.report}\n", flush=True)
+
+
+def main():
+    args = parse_arguments()
+    chosen = [mutant for mutant in MUTANTS if mutant.name in args.names or not args.names]
+    if args.list:
+        for mutant in chosen:
+            print(f"{mutant.name:34} stage {mutant.stage}  {mutant.clause:6} {mutant.thought}")
+        return 0
+    began = time.monotonic()
+    try:
+        for mutant in chosen:
+            mutated(mutant)
+    except NotOnce as error:
+        print(f"gauntlet.py: {error}", file=sys.stderr)
+        return 1
+    tasks = [] if args.names else [(f"the reference, stage {stage.number}", verdict_on_reference, stage.number) for stage in STAGES]
+    tasks += [(mutant.name, verdict_on, mutant) for mutant in chosen]
+    verdicts = run_all(tasks, args.jobs, args.limit, lambda verdict: show(verdict, bool(args.names)))
+    bad = [verdict for verdict in verdicts if not verdict.caught]
+    if bad:
+        print("\nTo mend:")
+        for verdict in bad:
+            show(verdict, not args.names)
+    print(f"{len(verdicts) - len(bad)} of {len(verdicts)} as they should be, in {time.monotonic() - began:.0f} s")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read the lines has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
