@@ -1,0 +1,655 @@
+#!/usr/bin/env python3
+"""The textbook's figure on real sockets: how long until N machines have a file, client–server and peer to peer.
+
+    make figure                                     N = 1 … 32, under 6 minutes; QUICK=1: N = 1 … 8, under one
+    python lab/distribution.py --seeder 10          the seeder's link ten times a leecher's, as in the textbook
+    python lab/distribution.py --point 8 160        one swarm, N = 8 and M = 160 chunks: seconds, and over the floor
+    python lab/distribution.py --point 16 160 --slow 0.05 --runs 5 --peer OTHER/peer.py
+
+The figure writes distribution.svg, .csv and .json (every run) and prints a table. Exit code 0: measured;
+1: a run failed; 2: wrong arguments; 130: interrupted. Nothing but these files is left behind.
+
+What runs: tracker.py and one peer.py for each machine, as they are, as processes on loopback with
+--upload-limit. A *client* is a peer that nobody can reach, as behind a home router: it listens on one
+loopback address and is listed under another, so it downloads with the same program and uploads nothing.
+
+What is measured: the makespan, in seconds, from the moment at which the seeder begins until the last
+leecher has its last chunk verified and on disk. At that moment every leecher has joined, knows all
+others and has asked the seeder what it has; nothing was sent. That is the state in which the bounds begin. To get there the
+seeder is started first and stopped (SIGSTOP) before anyone asks it, and so is each leecher once it has joined;
+when all have, the leechers go on (SIGCONT), find each other, and then the seeder does. With
+--staggered nobody is stopped: leechers find a seeder at work as they come, and time runs from the first Join.
+
+What it is held against, for a file of F bytes in M chunks, N leechers, upload limits u_s and u, τ = chunk ÷ u:
+
+    client–server    max{ N·F/u_s, F/d_min }                       no peer has a download limit here: d_min is endless
+    peer to peer     max{ F/u_s, F/d_min, N·F/(u_s + Σu) }         bits may flow on as soon as they arrive
+    chunked floor    (M + ⌊log₂N⌋)·τ                               a chunk must be whole first; all limits equal
+
+Reading order: bounds - processes - the swarm - one run - several runs - table, CSV, JSON - the figure - main.
+"""
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "lab")]
+
+import peer  # noqa: E402  (after the path)
+import svg  # noqa: E402
+
+PEER = os.path.join(ROOT, "peer.py")
+TRACKER = os.path.join(ROOT, "tracker.py")
+NUMBERS = 1, 2, 4, 8, 16, 32     # leechers in the figure
+QUICK_NUMBERS = 1, 2, 4, 8
+CHUNK_SIZE = 64 * peer.KIB       # small files, so that 33 copies stay in memory
+CHUNKS, QUICK_CHUNKS = 40, 16    # F/u is 2.5 s, and 1 s
+TAU = 1 / 16                     # seconds to upload a chunk; at N = 32 half of two cores is enough for it
+EXCHANGES = 256                  # chunks a second in the whole swarm, at most, when --point chooses the limit
+BUSY = 0.5                       # share of the processors above which it is they that are measured, not the links
+HALVINGS = 3                     # of the limit, until the processors are less busy than that
+RUNS = 3                         # of each peer-to-peer point; its median counts
+LEASE = 60                       # seconds: whoever is stopped while the others start must not expire
+LOOK_SECONDS = 0.01              # between two looks at the events while the swarm starts
+WATCH_SECONDS = 0.1              # ... and while it is measured: the times are in the events, so this only costs
+START_SECONDS = 60               # for all processes to start and find each other
+SETTLE_SECONDS = 0.2             # for the connections, once everyone has heard of everyone
+PATIENCE = 10                    # times the bound, and START_SECONDS more: then a run has failed
+HIDDEN_HOSTS = "127.0.0.2", "::1"  # where a client listens, and is not looked for; the first is not on every system
+
+
+class Failure(Exception):
+    """A run did not work; the one line says why."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM, seen at the next nap()."""
+
+
+# Bounds. Sizes in bytes, rates in bytes per second, all results in seconds.
+
+
+def client_server_bound(n, size, seeder, download=math.inf):
+    """The server uploads n copies; the slowest client downloads one."""
+    return max(n * size / seeder, size / download)
+
+
+def p2p_bound(size, seeder, leechers, download=math.inf):
+    """The textbook's fluid bound. `leechers` is the list of their upload rates."""
+    return max(size / seeder, size / download, len(leechers) * size / (seeder + sum(leechers)))
+
+
+def chunked_floor(n, chunks, tau):
+    """(M + ⌊log₂N⌋)·τ: the last chunk leaves the seeder after M·τ at the earliest, and who has it doubles with every τ."""
+    return (chunks + n.bit_length() - 1) * tau
+
+
+# Processes. Everything waits in nap(), so a signal is seen within a tenth of a second, and never
+# between the start of a process and the note of it.
+
+signals = []  # that came
+
+
+def catch_signals():
+    """From now on Ctrl-C and SIGTERM raise Interrupted, in nap() and nowhere else."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: signals.append(number))
+
+
+def nap(seconds):
+    until = time.monotonic() + seconds
+    while not signals and time.monotonic() < until:
+        time.sleep(max(0.0, min(0.1, until - time.monotonic())))
+    if signals:
+        raise Interrupted
+
+
+def eventually(condition, seconds, what, pause=LOOK_SECONDS):
+    """Wait until condition() is true, but no longer than so many seconds: Failure."""
+    give_up = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > give_up:
+            raise Failure(f"expected {what} within {seconds:.0f} s; is this machine too busy?")
+        nap(pause)
+
+
+class Process:
+    """A tracker or a peer with its --events file, which is read as it grows."""
+
+    def __init__(self, name, folder, command):
+        self.name = name
+        self.path = os.path.join(folder, name + ".events")
+        open(self.path, "w").close()
+        self.events = open(self.path, "rb")
+        self.errors = tempfile.TemporaryFile()
+        self.rest = b""           # of a line that is not whole yet
+        self.transfers = []       # lines of `sent` and `fetched`: read when the run is over
+        self.happened = {}        # any other event -> the last one
+        self.neighbors = set()
+        command = [sys.executable, *command, "--quiet", "--events", self.path]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors,
+                                        start_new_session=True)  # or Ctrl-C would reach it too
+
+    def read(self):
+        """Take in what was written since the last time; Failure if the process has ended."""
+        *lines, self.rest = (self.rest + self.events.read()).split(b"\n")
+        for line in lines:
+            if b'"sent"' in line or b'"fetched"' in line:
+                self.transfers.append(line)
+                continue
+            event = json.loads(line)
+            self.happened[event["event"]] = event
+            if event["event"] == "neighbor_added":
+                self.neighbors.add(event["neighbor"])
+        if self.process.poll() is not None:
+            self.errors.seek(0)
+            said = self.errors.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise Failure(f"expected {self.name} to go on, but it ended with exit code {self.process.returncode}: {said[-1]}")
+
+    def has(self, event):
+        self.read()
+        return event in self.happened
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def bytes_sent(self):
+        return sum(event["bytes"] for event in map(json.loads, self.transfers) if event["event"] == "sent")
+
+    def close(self):
+        self.process.wait()
+        self.events.close()
+        self.errors.close()
+
+
+def hidden_host():
+    """An address to listen on at which nobody looks who was told 127.0.0.1."""
+    for host in HIDDEN_HOSTS:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.bind((host, 0))
+            return host
+    raise Failure(f"expected a second loopback address ({' or '.join(HIDDEN_HOSTS)}) for clients that nobody can reach, found none")
+
+
+# The swarm.
+
+
+class Swarm:
+    """A tracker, a seeder and leechers in a folder of their own; all of it is gone after `with`."""
+
+    def __init__(self, folder, size, chunk_size, program):
+        self.folder, self.program = folder, program
+        self.original = os.path.join(folder, "original.bin")
+        self.processes, self.leechers = [], []
+        with open(self.original, "wb") as file:
+            file.write(random.Random(size).randbytes(size))
+        shutil.copyfile(self.original, self.out("seeder"))  # its OUT is complete: a seeder
+        self.tracker = self.start("tracker", [TRACKER, self.original, "--host", "127.0.0.1", "--port", "0", "--no-seed",
+                                              "--chunk-size", str(chunk_size), "--expire", str(LEASE)])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.process.kill()  # it may be stopped, and then no other signal ends it
+        for process in self.processes:
+            process.close()
+
+    def out(self, name):
+        return os.path.join(self.folder, name + ".bin")
+
+    def start(self, name, command):
+        process = Process(name, self.folder, command)
+        self.processes.append(process)
+        return process
+
+    def start_peer(self, name, limit, host="127.0.0.1"):
+        port = self.tracker.happened["start"]["port"]
+        return self.start(name, [self.program, f"127.0.0.1:{port}", self.out(name), "--host", host, "--upload-limit", str(max(1, round(limit)))])
+
+    def start_seeder(self, limit):
+        eventually(lambda: self.tracker.has("start"), START_SECONDS, "a tracker that listens")
+        self.seeder = self.start_peer("seeder", limit)
+        eventually(lambda: self.seeder.has("complete"), START_SECONDS, "a seeder that has joined")
+
+    def start_leechers(self, limits, host, join):
+        """Start one for each limit, all at once; call join(leecher) when one has joined and dialled its first neighbor."""
+        self.leechers = [self.start_peer(f"peer {number}", limit, host) for number, limit in enumerate(limits, 1)]
+        absent = list(self.leechers)
+
+        def all_joined():
+            nap(LOOK_SECONDS)  # after the first dial it starts its timers, in less than this
+            for leecher in [leecher for leecher in absent if leecher.neighbors]:
+                join(leecher)
+                absent.remove(leecher)
+            for leecher in absent:
+                leecher.read()
+            return not absent
+
+        eventually(all_joined, START_SECONDS, f"{len(limits)} leechers that have joined")
+
+    def acquainted(self):
+        """Whether every leecher has heard of all others and of the seeder, or of as many as it wants."""
+        for leecher in self.leechers:
+            leecher.read()
+        return all(len(leecher.neighbors) >= min(len(self.leechers), peer.MAX_NEIGHBORS) for leecher in self.leechers)
+
+    def begin_together(self, limits, host):
+        """Have everyone know everyone before the seeder sends a byte; the time at which it begins (monotonic)."""
+        self.seeder.signal(signal.SIGSTOP)
+        self.start_leechers(limits, host, lambda leecher: leecher.signal(signal.SIGSTOP))
+        nap(peer.REFRESH_SECONDS)  # so that all ask for the peer list as soon as they go on, and none waits for the others
+        for leecher in self.leechers:
+            leecher.signal(signal.SIGCONT)
+        eventually(self.acquainted, START_SECONDS, "leechers that know each other")
+        nap(SETTLE_SECONDS)
+        began = time.monotonic()
+        self.seeder.signal(signal.SIGCONT)
+        return began
+
+    def begin_staggered(self, limits, host):
+        """Leechers come as they start, and the seeder serves them at once; the time of the first Join (monotonic)."""
+        self.start_leechers(limits, host, lambda leecher: None)
+        return min(leecher.happened["joined"]["t"] for leecher in self.leechers)
+
+    def complete(self):
+        return all([leecher.has("complete") for leecher in self.leechers])  # all are read, also after one that is not
+
+    def check(self):
+        """Every file is the original."""
+        digests = {hashlib.sha256(open(path, "rb").read()).digest() for path in [self.original, *(self.out(leecher.name) for leecher in self.leechers)]}
+        if len(digests) != 1:
+            raise Failure("expected every leecher to have the original file, got others")
+
+
+# One run.
+
+
+class Result(NamedTuple):
+    """What one swarm did. Times in seconds from the beginning (see the top), in the order of the leechers."""
+
+    makespan: float      # until the last leecher was complete
+    times: list          # until each was; with a slow one, that is the last of the list
+    seeder_bytes: int    # sent by the seeder, in whole chunks
+    peer_bytes: list     # sent by each leecher
+    cpu: float           # share of all processors that was busy meanwhile, with whatever else; None where it cannot be told
+
+
+def cpu_times():
+    """(busy, all) processor time of this machine so far, in ticks; None where there is no /proc/stat."""
+    try:
+        with open("/proc/stat") as file:
+            fields = [int(word) for word in file.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    return sum(fields) - fields[3] - fields[4], sum(fields)  # without idle and iowait
+
+
+def cpu_share(before, after):
+    if before is None or after is None or after[1] == before[1]:
+        return None
+    return (after[0] - before[0]) / (after[1] - before[1])
+
+
+def keep_events(swarm, events):
+    """Copy the events of all to a folder, for lab/timeline.py."""
+    if events:
+        os.makedirs(events, exist_ok=True)
+        for process in swarm.processes:
+            shutil.copy(process.path, events)
+
+
+def run_swarm(n, chunks, chunk_size, limit, *, seeder=1.0, slow=None, client_server=False, staggered=False, program=PEER, events=None):
+    """Distribute a file of `chunks` chunks to `n` leechers, once: Result, or Failure.
+
+    Everyone uploads at `limit` bytes per second; the seeder at `seeder` times that, and with `slow` the last
+    leecher at that share of it. `client_server`: nobody can reach the leechers. `program` is the peer.py that is
+    run, `events` a folder in which the events of all are left.
+    """
+    limits = [limit] * (n - 1) + [limit * (slow or 1)]
+    host = hidden_host() if client_server else "127.0.0.1"
+    size = chunks * chunk_size
+    worst = client_server_bound(n, size, seeder * limit)
+    with tempfile.TemporaryDirectory(prefix="distribution-") as folder, Swarm(folder, size, chunk_size, program) as swarm:
+        swarm.start_seeder(seeder * limit)
+        began = (swarm.begin_staggered if staggered else swarm.begin_together)(limits, host)
+        before = cpu_times()
+        eventually(swarm.complete, START_SECONDS + PATIENCE * worst, "every leecher to be complete", WATCH_SECONDS)
+        cpu = cpu_share(before, cpu_times())
+        for process in swarm.processes:
+            process.read()
+        swarm.check()
+        keep_events(swarm, events)
+        times = [leecher.happened["complete"]["t"] - began for leecher in swarm.leechers]
+        return Result(max(times), times, swarm.seeder.bytes_sent(), [leecher.bytes_sent() for leecher in swarm.leechers], cpu)
+
+
+# Several runs.
+
+
+class Point(NamedTuple):
+    """A configuration of run_swarm, its runs, and what they are held against (seconds; None where there is no such bound)."""
+
+    setup: dict
+    runs: list
+    bound: float
+    floor: float
+
+    def makespan(self):
+        """The median over the runs. With a slow peer it is that of the others."""
+        return statistics.median(makespan_of(run, self.setup) for run in self.runs)
+
+    def size(self):
+        return self.setup["chunks"] * self.setup["chunk_size"]
+
+    def seeder_files(self):
+        return statistics.median(run.seeder_bytes / self.size() for run in self.runs)
+
+    def cpu(self):
+        return max((run.cpu for run in self.runs if run.cpu is not None), default=None)
+
+
+def makespan_of(run, setup):
+    return max(run.times[:-1]) if setup["slow"] else run.makespan
+
+
+def bounds(setup):
+    """(bound, floor) of a configuration in seconds. With a slow peer both are those of the others."""
+    n, size, limit = setup["n"] - bool(setup["slow"]), setup["chunks"] * setup["chunk_size"], setup["limit"]
+    seeder = setup["seeder"] * limit
+    if setup["client_server"]:
+        return client_server_bound(n, size, seeder), None
+    floor = chunked_floor(n, setup["chunks"], setup["chunk_size"] / limit) if setup["seeder"] == 1 else None
+    return p2p_bound(size, seeder, [limit] * n), floor
+
+
+def percent(share):
+    return "CPU unknown" if share is None else f"CPU {100 * share:.0f} %"
+
+
+def describe_run(run, setup, number, runs):
+    bound, floor = bounds(setup)
+    makespan = makespan_of(run, setup)
+    mode = "client–server" if setup["client_server"] else "peer to peer "
+    held = f"{makespan / floor:.3f} × floor" if floor else f"{makespan / bound:.3f} × bound"
+    sent = run.seeder_bytes / (setup["chunks"] * setup["chunk_size"])
+    return f"{mode} N={setup['n']:<3} run {number} of {runs}  {makespan:8.3f} s  {held}  seeder sent {sent:.2f} files  {percent(run.cpu)}"
+
+
+def attempt(setup, **options):
+    """run_swarm, and once more if it fails: a run that something disturbed is no figure."""
+    try:
+        return run_swarm(**setup, **options)
+    except Failure as failure:
+        print(f"failed, trying once more: {failure}", flush=True)
+        return run_swarm(**setup, **options)
+
+
+def measure(setup, runs, **options):
+    """A Point: so many runs of one configuration, each with a line that says how it went."""
+    results = []
+    for number in range(1, runs + 1):
+        results.append(attempt(setup, **options))
+        print(describe_run(results[-1], setup, number, runs), flush=True)
+        if (results[-1].cpu or 0) > BUSY:
+            print(f"warning: the processors were more than {100 * BUSY:.0f} % busy, so this measures them and not the links; take a lower --limit", flush=True)
+    return Point(setup, results, *bounds(setup))
+
+
+def fitting(setup, keep_duration, **options):
+    """The configuration with its limit halved until the processors are less than half busy.
+
+    With `keep_duration` the file is halved with it, so that the whole takes no longer.
+    """
+    for _ in range(HALVINGS):
+        run = attempt(setup, **options)
+        print(f"trial N={setup['n']}, limit {peer.human(setup['limit'])}/s: {percent(run.cpu)}", flush=True)
+        if (run.cpu or 0) <= BUSY:
+            break
+        setup = setup | {"limit": setup["limit"] / 2}
+        if keep_duration:
+            setup["chunks"] = max(8, setup["chunks"] // 2)
+    return setup
+
+
+# Table, CSV, JSON.
+
+
+def rows(points):
+    """A dict for every run, as in the CSV."""
+    for point in points:
+        for number, run in enumerate(point.runs, 1):
+            makespan = makespan_of(run, point.setup)
+            yield {"mode": "client-server" if point.setup["client_server"] else "peer-to-peer", "n": point.setup["n"], "run": number,
+                   "makespan_s": round(makespan, 4), "bound_s": round(point.bound, 4), "over_bound": round(makespan / point.bound, 4),
+                   "floor_s": point.floor and round(point.floor, 4), "over_floor": point.floor and round(makespan / point.floor, 4),
+                   "seeder_files": round(run.seeder_bytes / point.size(), 4), "cpu_share": run.cpu and round(run.cpu, 3)}
+
+
+def write_csv(points, path):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, next(rows(points)))
+        writer.writeheader()
+        writer.writerows(rows(points))
+
+
+def write_json(points, path):
+    """The raw figures: every run of every configuration, with the machine on which it ran."""
+    machine = {"processors": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
+    found = [{"setup": point.setup, "bound": point.bound, "floor": point.floor, "runs": [run._asdict() for run in point.runs]} for point in points]
+    with open(path, "w") as file:
+        json.dump({"machine": machine, "points": found}, file, indent=1)
+
+
+def table(points):
+    """Lines: medians, each over its bound."""
+    lines = [f"{'':13}   N   median s    bound s  over bound  over floor  seeder sent  CPU at most"]
+    for point in points:
+        mode = "client–server" if point.setup["client_server"] else "peer to peer "
+        over = f"{point.makespan() / point.floor:.3f}" if point.floor else "-"
+        cpu = "unknown" if point.cpu() is None else f"{100 * point.cpu():.0f} %"
+        lines.append(f"{mode} {point.setup['n']:>3} {point.makespan():>10.3f} {point.bound:>10.3f} {point.makespan() / point.bound:>11.3f} {over:>11}"
+                     f" {point.seeder_files():>6.2f} files {cpu:>12}")
+    return lines
+
+
+# The figure.
+
+
+def panel(picture, box, numbers, y, title, below):
+    """A plot over N, with its axes."""
+    plot = svg.Plot(picture, box, (0, max(numbers) * 1.03), y)
+    plot.y_axis(title)
+    plot.x_axis("number of leechers N" if below else "", marks=sorted({0, *numbers}))
+    return plot
+
+
+def draw_times(picture, points, setup):
+    """The upper plot: seconds over N, curves of the theory and points as measured."""
+    numbers = sorted({point.setup["n"] for point in points})
+    size, limit, seeder = setup["chunks"] * setup["chunk_size"], setup["limit"], setup["seeder"] * setup["limit"]
+    tau = setup["chunk_size"] / limit
+    highest = max(max(point.makespan(), point.bound) for point in points)
+    plot = panel(picture, (76, 100, 700, 430), numbers, (0, highest * 1.04), "distribution time (s)", True)
+    fine = [1 + step * (max(numbers) - 1) / 200 for step in range(201)]
+    plot.curve([(n, client_server_bound(n, size, seeder)) for n in fine], 0)
+    plot.curve([(n, max(size / seeder, n * size / (seeder + n * limit))) for n in fine], 1, svg.DASHES[1])
+    if setup["seeder"] == 1:
+        plot.curve([(n, chunked_floor(int(n), setup["chunks"], tau)) for n in fine], 2, svg.DASHES[2])
+    for client_server in (True, False):
+        chosen = [(point.setup["n"], point.makespan()) for point in points if point.setup["client_server"] == client_server]
+        plot.marks(chosen, 0 if client_server else 1, lambda n, seconds: f"N = {n}: {seconds:.3f} s")
+
+
+def draw_ratios(picture, points):
+    """The lower plot: measured over bound, and over the floor of chunks."""
+    numbers = sorted({point.setup["n"] for point in points})
+    series = {0: [], 1: [], 2: []}
+    for point in points:
+        n = point.setup["n"]
+        series[0 if point.setup["client_server"] else 1].append((n, point.makespan() / point.bound))
+        if point.floor:
+            series[2].append((n, point.makespan() / point.floor))
+    highest = max(ratio for chosen in series.values() for _, ratio in chosen)
+    plot = panel(picture, (76, 510, 700, 650), numbers, (min(1.0, *(ratio for chosen in series.values() for _, ratio in chosen)) - 0.01, highest * 1.02), "measured ÷ bound", True)
+    picture.add("line", x1=76.0, x2=700.0, y1=float(plot.y(1)), y2=float(plot.y(1)), class_="axis")
+    for number, chosen in series.items():
+        plot.curve(chosen, number, svg.DASHES[number])
+        plot.marks(chosen, number, lambda n, ratio: f"N = {n}: {ratio:.3f}")
+
+
+def draw(points, setup, path):
+    """The figure as SVG: curves are bounds, marks are measurements."""
+    seeder = "" if setup["seeder"] == 1 else f", the seeder {setup['seeder']:g} times that"
+    runs = f"{len(points[-1].runs)} runs" if len(points[-1].runs) > 1 else "one run"
+    picture = svg.Picture(1000, 712, "Distribution time over the number of leechers",
+                          "Client–server grows with N, peer to peer does not; points are measured, curves are lower bounds.")
+    picture.heading("How long until N leechers have the file",
+                    f"F = {peer.human(setup['chunks'] * setup['chunk_size'])} in M = {setup['chunks']} chunks; everyone uploads at most {peer.human(setup['limit'])}/s{seeder};\n"
+                    f"real trackers and peers as processes on one machine; medians of {runs} (client–server: one)")
+    draw_times(picture, points, setup)
+    draw_ratios(picture, points)
+    entries = [(0, None, "client–server, measured"), (0, "", "max{N·F/uₛ, F/dₘᵢₙ}"), (1, None, "peer to peer, measured"),
+               (1, svg.DASHES[1], "max{F/uₛ, F/dₘᵢₙ, N·F/(uₛ+Σu)}")]
+    floor = [(2, svg.DASHES[2], "(M + ⌊log₂N⌋)·τ, floor of chunks")] if setup["seeder"] == 1 else []
+    svg.legend(picture, 720, 112, entries + floor)
+    ratio = [(0, None, "client–server over its bound"), (1, None, "peer to peer over its bound")] + [(2, None, "peer to peer over the floor")] * bool(floor)
+    svg.legend(picture, 720, 522, ratio)
+    picture.save(path)
+
+
+# Main.
+
+
+def number_of(least):
+    def parse(text):
+        if not (text.isascii() and text.isdigit() and least <= int(text) <= 1000):
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to 1000, got {peer.show_name(text)}")
+        return int(text)
+    return parse
+
+
+def share(most):
+    def parse(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= most:
+            raise argparse.ArgumentTypeError(f"expected a number above 0, at most {most:g}, got {peer.show_name(text)}")
+        return value
+    return parse
+
+
+def existing_file(text):
+    if not os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"expected the path of a peer.py, found no file {peer.show_name(text)}")
+    return os.path.abspath(text)
+
+
+def parse_arguments(argv=None):
+    parser = peer.Arguments(prog="distribution.py", description="Measure distribution time, client–server and peer to peer, against the bounds of theory.")
+    parser.add_argument("--quick", action="store_true", help="N = 1 … 8 and a small file: under a minute")
+    parser.add_argument("--point", nargs=2, type=number_of(1), metavar=("N", "M"), help="measure one swarm of N leechers and M chunks; no figure")
+    parser.add_argument("--slow", type=share(1), metavar="SHARE", help="with --point: the last leecher uploads at this share of the others' limit; the makespan is that of the others")
+    parser.add_argument("--client-server", action="store_true", help="with --point: leechers that nobody can reach")
+    parser.add_argument("--staggered", action="store_true", help="leechers come as they start, instead of all before the seeder begins")
+    parser.add_argument("--seeder", type=share(1000), default=1.0, metavar="K", help="the seeder's upload limit, in those of a leecher (default: 1)")
+    parser.add_argument("--limit", type=peer.size_in_bytes, metavar="RATE", help="upload limit in bytes per second (default: one at which the processors are less than half busy)")
+    parser.add_argument("--chunk-size", type=peer.size_in_bytes, default=CHUNK_SIZE, metavar="SIZE", help="bytes in a chunk (default: 64K)")
+    parser.add_argument("--runs", type=number_of(1), metavar="K", help=f"runs of each peer-to-peer point (default: {RUNS}; with --point: 1)")
+    parser.add_argument("--peer", type=existing_file, default=PEER, metavar="PATH", help="another peer.py to be run, to compare versions")
+    parser.add_argument("--events", metavar="FOLDER", help="with --point: leave the events of the last run there, for lab/timeline.py")
+    parser.add_argument("--out", metavar="PREFIX", help="write PREFIX.json, for the figure PREFIX.svg and .csv too (default for the figure: distribution)")
+    args = parser.parse_args(argv)
+    if not args.point and (args.slow or args.client_server or args.events):
+        parser.error("expected --point N M with --slow, --client-server and --events")
+    if args.slow and args.point[0] < 2:
+        parser.error("expected at least 2 leechers with --slow: one is slow, the others are measured")
+    if args.chunk_size > peer.MAX_CHUNK_SIZE:
+        parser.error(f"expected a chunk size of at most {peer.human(peer.MAX_CHUNK_SIZE)}")
+    return args
+
+
+def setup_of(args, n, chunks, limit):
+    return {"n": n, "chunks": chunks, "chunk_size": args.chunk_size, "limit": limit, "seeder": args.seeder, "slow": args.slow,
+            "client_server": args.client_server, "staggered": args.staggered}
+
+
+def one_point(args):
+    """--point: one configuration, several runs, the median over the floor."""
+    n, chunks = args.point
+    limit = args.limit or args.chunk_size / max(TAU, (n + args.seeder - 1) / EXCHANGES)
+    setup = setup_of(args, n, chunks, limit)
+    if not args.limit and (args.runs or 1) > 1:
+        setup = fitting(setup, keep_duration=False, program=args.peer)
+    point = measure(setup, args.runs or 1, program=args.peer, events=args.events)
+    over = point.floor or point.bound
+    what = "floor (M + ⌊log₂N⌋)τ" if point.floor else "bound"
+    print(f"N={n} M={chunks} τ={args.chunk_size / setup['limit'] * 1000:.1f} ms{f', one peer at {args.slow:g} of the rate, makespan of the others' if args.slow else ''}: "
+          f"median {point.makespan():.3f} s, {what} {over:.3f} s, ratio {point.makespan() / over:.3f}; seeder sent {point.seeder_files():.3f} files; {percent(point.cpu())} at most")
+    if args.out:
+        write_json([point], args.out + ".json")
+
+
+def all_points(args, setup, numbers):
+    """Measure the figure's points: client–server once, for nothing in it is left to chance, peer to peer several times."""
+    runs = args.runs or (1 if args.quick else RUNS)
+    expected = sum(bounds(setup | {"n": n, "client_server": True})[0] + runs * bounds(setup | {"n": n})[0] for n in numbers)
+    print(f"{len(numbers) * (runs + 1)} runs; {expected:.0f} s of them are transfers, the rest is starting processes", flush=True)
+    return [measure(setup | {"n": n, "client_server": client_server}, 1 if client_server else runs, program=args.peer)
+            for client_server in (True, False) for n in numbers]
+
+
+def figure(args):
+    """make figure: every point, then table, CSV, JSON and SVG."""
+    began = time.monotonic()
+    numbers, chunks = (QUICK_NUMBERS, QUICK_CHUNKS) if args.quick else (NUMBERS, CHUNKS)
+    limit = args.limit or args.chunk_size / TAU / math.sqrt(args.seeder)  # a faster seeder makes client–server shorter, not too short to measure
+    setup = setup_of(args, max(numbers), chunks, limit)
+    if not args.limit:
+        setup = fitting(setup, keep_duration=True, program=args.peer)
+    points = all_points(args, setup, numbers)
+    prefix = args.out or "distribution"
+    write_csv(points, prefix + ".csv")
+    write_json(points, prefix + ".json")
+    draw(points, setup, prefix + ".svg")
+    print("", *table(points), "", f"{time.monotonic() - began:.0f} s; wrote {prefix}.svg, {prefix}.csv and {prefix}.json", sep="\n")
+
+
+def main(argv=None):
+    """The exit code."""
+    try:
+        args = parse_arguments(argv)
+        catch_signals()
+        one_point(args) if args.point else figure(args)
+    except (Failure, peer.Fatal) as failure:
+        print(f"distribution.py: {failure}", file=sys.stderr)
+        return getattr(failure, "code", 1)
+    except OSError as error:
+        print(f"distribution.py: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 1
+    except Interrupted:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,736 @@
+#!/usr/bin/env python3
+"""Who sent which chunk to whom when: a picture and a summary of a run, from the --events files of its peers.
+
+    python lab/timeline.py EVENTS… [--out timeline.svg]
+    python lab/distribution.py --point 4 40 --events run && python lab/timeline.py run/*.events
+
+Give the files of as many peers as you have, and the tracker's: its seeder writes there. A peer whose
+file is not given is still drawn as a source, as far as the others tell of it. The picture is one SVG
+file; point at a bar to read what it is. The summary goes to stdout: who moved how much, how long
+each link had nothing to do, and where the time of the slowest peer went.
+
+What the events tell. `fetched` says who sent a chunk, when it was verified and how long the exchange took, so
+it is a bar at its receiver. `sent` says when the last byte was handed to the kernel; it is matched
+with the `fetched` that it led to, and takes its beginning from there (or from its own `seconds`,
+where it has them). A `sent` to a connection of a known peer that led to no `fetched` is a duplicate: the chunk had come
+from elsewhere first. What was sent of an exchange that broke off is in no event.
+
+Clocks. `t` of all processes of one machine is one clock. If the wall times in the `start` events say that
+the files are of several machines, all times are converted to wall time, and are as good as those clocks.
+
+Reading order: data - reading - who is who - matching - intervals - summary - the picture of bars - the picture of rates - main.
+"""
+
+import argparse
+import bisect
+import json
+import os
+import re
+import statistics
+import sys
+from typing import NamedTuple
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import svg  # noqa: E402  (after the path)
+
+SAME_CLOCK = 1.0      # seconds by which wall time less `t` may differ between files of one machine
+SLACK = 2.0           # seconds by which a `sent` may be noted before or after the `fetched` that it led to
+MANY = 4000           # transfers: with more, rates are drawn and not bars
+BINS = 240            # columns of time in the picture of rates
+TIPS = 60             # of them for a lane, each over several columns, can be pointed at
+USUAL = 0.995         # of all columns are no higher than half a lane: one burst must not flatten all others
+NOTABLE = 0.05        # share of a peer's time above which a cause is worth telling
+SLOW_SOURCE = 3       # times slower than the median: then a source is called slow
+WIDTH, LEFT, RIGHT, TOP = 1180, 168, 1150, 116   # pixels
+COLOURS = len(svg.SERIES)
+
+
+class Failure(Exception):
+    """What the user can mend, in one line; exit code 2."""
+
+
+# Data. Times in seconds from the first request; a lane is one peer, and is known by its place in a list.
+
+
+class Transfer(NamedTuple):
+    """A chunk on its way, as seen by one of its ends."""
+
+    begin: float
+    end: float
+    chunk: int      # its id
+    size: int       # bytes
+    source: int     # lane
+    to: int         # lane; None: a peer that no file tells of
+    duplicate: bool = False
+
+
+class Sent(NamedTuple):
+    """A `sent` event: where its connection leads is found out later."""
+
+    t: float
+    seconds: float  # None where the event does not say
+    chunk: int
+    size: int
+    to: str
+
+
+class Lane:
+    """One peer: what its file says, or what others say of one that has no file."""
+
+    def __init__(self, name, has_file=True):
+        self.name = name
+        self.has_file = has_file
+        self.starts = []       # of its process: events
+        self.joined = []       # times at which it did
+        self.complete = None   # when it was, the last time
+        self.listening = set() # addresses that it says it has
+        self.port = None
+        self.fetched = []      # (t, seconds, chunk, size, address of the source), then Transfers
+        self.sent = []         # Sent, then Transfers
+        self.dropped = []      # (t, neighbor, reason)
+        self.size = None       # of the file, as `complete` says
+        self.limit = None      # bytes per second, where `start` says
+
+    def is_seeder(self):
+        """Whether it had the whole file from its beginning, as far as anyone can tell."""
+        return not self.fetched and (self.complete is not None or bool(self.sent))
+
+
+# Reading.
+
+
+def events_of(path):
+    """(events, number of lines that are none) of a file. The last line may be cut off: its writer may still be writing."""
+    events, unreadable = [], 0
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                try:
+                    event = json.loads(line)
+                    float(event["t"]), str(event["event"])
+                except (ValueError, TypeError, KeyError):
+                    unreadable += line.endswith(b"\n")
+                else:
+                    yield event
+    except OSError as error:
+        raise Failure(f"cannot read {path}: {error.strerror}; expected the file that a peer wrote with --events") from None
+    if unreadable:
+        print(f"{path}: left out {unreadable} line{'s' * (unreadable != 1)} that {'are' if unreadable != 1 else 'is'} no event", file=sys.stderr)
+
+
+def take(lane, event, same, tracker):
+    """Add an event to a lane. KeyError, TypeError, ValueError for one that is not as SPEC CL-15 has it."""
+    kind, t = event["event"], float(event["t"])
+    if kind == "fetched":
+        lane.fetched.append((t, float(event["seconds"]), same(int(event["chunk"])), same(int(event["bytes"])), same(str(event["of"]))))
+    elif kind == "sent":
+        seconds = event.get("seconds")
+        lane.sent.append(Sent(t, None if seconds is None else float(seconds), same(int(event["chunk"])), same(int(event["bytes"])), same(str(event["to"]))))
+    elif kind == "start":
+        lane.starts.append((t, float(event["wall"])))
+        lane.limit = event.get("upload_limit") or lane.limit
+        if "out" in event:
+            lane.port = int(event["port"])
+    elif kind == "joined" and "peer" in event:
+        tracker.append(str(event["peer"]))
+    elif kind == "joined":
+        lane.joined.append(t)
+        if event.get("listening"):
+            lane.listening.add(str(event["listening"]))
+        elif tracker:  # the tracker's own seeder: the peer that joined last before it was told so
+            lane.listening.add(tracker[-1])
+    elif kind == "complete":
+        lane.complete, lane.size = t, int(event["bytes"])
+    elif kind == "neighbor_dropped" and event.get("reason"):
+        lane.dropped.append((t, str(event["neighbor"]), str(event["reason"])))
+
+
+def read_lane(path, name):
+    """The lane of one file; of the last run of its content, should the file hold several contents."""
+    lane, seen, tracker, content = Lane(name), {}, [], None
+    for event in events_of(path):
+        if event["event"] == "joined" and event.get("content_id", content) != content:
+            content = event["content_id"]
+            lane.fetched, lane.sent, lane.dropped, lane.complete = [], [], [], None
+        try:
+            take(lane, event, lambda value: seen.setdefault(value, value), tracker)
+        except (KeyError, TypeError, ValueError):
+            print(f"{path}: left out a {event['event']} that is not as lab/SPEC.md has it", file=sys.stderr)
+    return lane
+
+
+def names_of(paths):
+    """A short name for each file: its own, or its whole path where two would have the same."""
+    short = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    return [path if short.count(name) > 1 else name for path, name in zip(paths, short)]
+
+
+def natural(name):
+    """A key that sorts "peer 10" after "peer 9"."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+# Who is who.
+
+
+def shift_clocks(lanes):
+    """Convert all times to wall time if the files are of several machines; whether they are."""
+    offsets = [wall - t for lane in lanes for t, wall in lane.starts]
+    if not offsets or max(offsets) - min(offsets) <= SAME_CLOCK:
+        return False
+    for lane in lanes:
+        if not lane.starts:
+            raise Failure(f"the files are of several machines, and that of {lane.name} has no start event: expected its beginning, to know its clock")
+        at = [t for t, _ in lane.starts]
+
+        def wall(t):
+            since, wall_since = lane.starts[max(0, bisect.bisect_right(at, t) - 1)]
+            return wall_since + t - since
+
+        lane.fetched = [(wall(event[0]), *event[1:]) for event in lane.fetched]
+        lane.sent = [event._replace(t=wall(event.t)) for event in lane.sent]
+        lane.dropped = [(wall(event[0]), *event[1:]) for event in lane.dropped]
+        lane.joined = [wall(t) for t in lane.joined]
+        lane.complete = None if lane.complete is None else wall(lane.complete)
+    return True
+
+
+def port_of(address):
+    port = address.rpartition(":")[2]
+    return int(port) if port.isdigit() else None
+
+
+def lane_of(address, lanes):
+    """The index of the lane that listens at an address; one is added for an address that no file owns."""
+    for index, lane in enumerate(lanes):
+        if address in lane.listening:
+            return index
+    same_port = [index for index, lane in enumerate(lanes) if lane.port is not None and lane.port == port_of(address)]
+    if len(same_port) == 1:
+        lanes[same_port[0]].listening.add(address)
+        return same_port[0]
+    lanes.append(Lane(address, has_file=False))  # several machines may use one port: then nobody can tell which it is
+    lanes[-1].listening.add(address)
+    return len(lanes) - 1
+
+
+def zero_time(lanes):
+    """The first request of a chunk: all times are counted from there. Failure if there is none."""
+    begins = [t - seconds for lane in lanes for t, seconds, *_ in lane.fetched] or [event.t for lane in lanes for event in lane.sent]
+    if not begins:
+        raise Failure("no chunk was sent or fetched in these files; expected the --events files of a swarm that has begun")
+    return min(begins)
+
+
+# Matching.
+
+
+def receive(lanes, zero):
+    """Turn every lane's fetched events into Transfers."""
+    known = {}
+    for index in range(len(lanes)):
+        transfers = []
+        for t, seconds, chunk, size, address in lanes[index].fetched:
+            if address not in known:
+                known[address] = lane_of(address, lanes)
+            transfers.append(Transfer(t - seconds - zero, t - zero, chunk, size, known[address], index))
+        lanes[index].fetched = sorted(transfers, key=lambda transfer: transfer.end)
+
+
+def match(lane, index, arrivals, zero):
+    """Turn one lane's sent events into Transfers. `arrivals` maps a chunk to the Transfers of others that came from here."""
+    connections, pairs = {}, []
+    for event in lane.sent:
+        t, best = event.t - zero, None
+        for arrival in arrivals.get(event.chunk, ()):
+            if arrival.begin - SLACK <= t <= arrival.end + SLACK and (best is None or abs(arrival.end - t) < abs(best.end - t)):
+                best = arrival
+        if best is not None:
+            arrivals[event.chunk].remove(best)
+            connections[event.to] = best.to
+        pairs.append((event, best))
+    usual = statistics.median([arrival.end - arrival.begin for _, arrival in pairs if arrival] or [0.0])
+    sent = []
+    for event, arrival in pairs:
+        end = event.t - zero
+        seconds = event.seconds if event.seconds is not None else max(0.0, end - arrival.begin) if arrival else usual
+        to = arrival.to if arrival else connections.get(event.to)
+        sent.append(Transfer(end - seconds, end, event.chunk, event.size, index, to, arrival is None and to is not None))
+    return sorted(sent, key=lambda transfer: transfer.end)
+
+
+def send(lanes, zero):
+    """Turn every lane's sent events into Transfers; a lane without a file sent what others fetched from it."""
+    arrivals = [{} for _ in lanes]
+    for lane in lanes:
+        for transfer in lane.fetched:
+            arrivals[transfer.source].setdefault(transfer.chunk, []).append(transfer)
+    for index, lane in enumerate(lanes):
+        if lane.has_file and lane.sent:
+            lane.sent = match(lane, index, arrivals[index], zero)
+        else:
+            lane.sent = sorted((transfer for chosen in arrivals[index].values() for transfer in chosen), key=lambda transfer: transfer.end)
+
+
+class Run:
+    """A whole run: its lanes, seeders first, their Transfers, and when it ended."""
+
+    def __init__(self, lanes):
+        self.several_machines = shift_clocks(lanes)
+        self.zero = zero_time(lanes)
+        receive(lanes, self.zero)
+        send(lanes, self.zero)
+        self.order(lanes)
+        for lane in self.lanes:
+            lane.joined = [t - self.zero for t in lane.joined]
+            lane.dropped = [(t - self.zero, *rest) for t, *rest in lane.dropped]
+            lane.complete = None if lane.complete is None else lane.complete - self.zero
+        transfers = [transfer.end for lane in self.lanes for transfer in lane.fetched[-1:] + lane.sent[-1:]]
+        self.end = max(transfers + [lane.complete for lane in self.lanes if lane.fetched and lane.complete is not None])
+        self.chunks = {transfer.chunk for lane in self.lanes for transfer in lane.fetched + lane.sent}
+        self.size = max((lane.size for lane in self.lanes if lane.size), default=None)
+
+    def order(self, lanes):
+        """Leave out who moved nothing and never was a peer (a tracker), and number the rest: seeders, then by name."""
+        kept = [index for index, lane in enumerate(lanes) if lane.fetched or lane.sent or lane.joined or lane.complete is not None]
+        kept.sort(key=lambda index: (not lanes[index].is_seeder(), natural(lanes[index].name)))
+        place = {old: new for new, old in enumerate(kept)}
+        self.lanes = [lanes[index] for index in kept]
+        for lane in self.lanes:
+            lane.fetched = [transfer._replace(source=place[transfer.source], to=place[transfer.to]) for transfer in lane.fetched]
+            lane.sent = [transfer._replace(source=place[transfer.source], to=place.get(transfer.to)) for transfer in lane.sent]
+
+
+def read_run(paths):
+    """The Run that some files tell of."""
+    return Run([read_lane(path, name) for path, name in zip(paths, names_of(paths))])
+
+
+# Intervals.
+
+
+def busy(transfers, low, high):
+    """Seconds between `low` and `high` in which at least one of the transfers was under way."""
+    return sum(end - begin for begin, end in merged(transfers, low, high))
+
+
+def merged(transfers, low, high):
+    """The spans between `low` and `high` in which something was under way, in order, none touching the next."""
+    spans = []
+    for begin, end in sorted((max(low, transfer.begin), min(high, transfer.end)) for transfer in transfers):
+        if end <= begin:
+            continue
+        if spans and begin <= spans[-1][1]:
+            spans[-1][1] = max(spans[-1][1], end)
+        else:
+            spans.append([begin, end])
+    return spans
+
+
+def gaps(transfers, low, high):
+    """The spans between `low` and `high` in which nothing was under way, the longest first."""
+    edges = [low] + [edge for span in merged(transfers, low, high) for edge in span] + [high]
+    found = [(begin, end) for begin, end in zip(edges[::2], edges[1::2]) if end > begin]
+    return sorted(found, key=lambda gap: gap[0] - gap[1])
+
+
+def down_window(lane, run):
+    """From when to when a leecher could have downloaded: since it joined, until it was complete."""
+    return max(0.0, min(lane.joined, default=0.0)), run.end if lane.complete is None else max(0.0, lane.complete)
+
+
+def up_window(lane, run):
+    """From when to when a peer could have uploaded: since it held a chunk, until nobody missed one."""
+    return max(0.0, lane.fetched[0].end if lane.fetched else min(lane.joined, default=0.0)), run.end
+
+
+# Summary.
+
+
+def human(size):
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def total(transfers):
+    return sum(transfer.size for transfer in transfers)
+
+
+def count(chunks):
+    """1 chunk, 2 chunks."""
+    return f"{len(chunks)} chunk{'s' * (len(chunks) != 1)}"
+
+
+def idle(transfers, window):
+    """Seconds of a window, and the share of it, in which nothing was under way; None for a window that never opened."""
+    low, high = window
+    return (high - low - busy(transfers, low, high), high - low) if high > low else None
+
+
+def show_idle(found):
+    return "-" if found is None else f"{found[0]:.2f} s {100 * found[0] / found[1]:3.0f} %"
+
+
+def state(lane):
+    if not lane.has_file:
+        return "no events"
+    if lane.is_seeder():
+        return "seeder"
+    return "never" if lane.complete is None else f"{lane.complete:.2f} s"
+
+
+def summary_row(lane, run):
+    """What the table has of one lane, as strings."""
+    down = show_idle(idle(lane.fetched, down_window(lane, run))) if lane.has_file and not lane.is_seeder() else "-"
+    sources = len({transfer.source for transfer in lane.fetched})
+    used = ""
+    if lane.limit and run.end > up_window(lane, run)[0]:
+        used = f"{100 * total(lane.sent) / lane.limit / (run.end - up_window(lane, run)[0]):.0f} %"
+    return [lane.name, state(lane), human(total(lane.fetched)), str(sources or "-"), human(total(lane.sent)), down,
+            show_idle(idle(lane.sent, up_window(lane, run))), used]
+
+
+def columns(rows):
+    """Lines of a table: the first column to the left, the others to the right; a column with nothing in it is left out."""
+    rows = list(zip(*(column for column in zip(*rows) if any(column[1:]))))
+    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
+
+
+def totals(run):
+    """Lines on the whole swarm."""
+    arrived = sum(total(lane.fetched) for lane in run.lanes)
+    seeded = [transfer for lane in run.lanes if lane.is_seeder() for transfer in lane.sent]
+    useful = total(transfer for transfer in seeded if not transfer.duplicate)
+    again = [transfer for lane in run.lanes for transfer in lane.sent if transfer.duplicate]
+    strangers = [transfer for lane in run.lanes for transfer in lane.sent if transfer.to is None]
+    files = f", {total(seeded) / run.size:.2f} files" if run.size else ""
+    yield f"{count(run.chunks)}, {human(run.size) if run.size else 'size unknown: nobody was complete'}; {run.end:.2f} s from the first request to the end"
+    yield f"seeders sent {human(total(seeded))}{files}" + (f"; {100 * useful / arrived:.0f} % of the {human(arrived)} that arrived came from them" if arrived else "")
+    yield f"duplicates: {count(again)}, {human(total(again))}, sent to peers that had them from elsewhere first"
+    if strangers:
+        yield f"{count(strangers)}, {human(total(strangers))}, went to peers whose events are not given"
+    if run.several_machines:
+        yield "the files are of several machines: times are wall times, as good as these clocks agree"
+
+
+def slowest(run):
+    """The leecher that was complete last, or never; None without leechers."""
+    leechers = [lane for lane in run.lanes if lane.has_file and not lane.is_seeder()]
+    return max(leechers, key=lambda lane: (lane.complete is None, lane.complete or -len(lane.fetched)), default=None)
+
+
+def holders(run, lane, t):
+    """The lanes that held at time t a chunk that this one had not."""
+    has = {transfer.chunk for transfer in lane.fetched if transfer.end <= t}
+    found = []
+    for other in run.lanes:
+        if other is not lane:
+            held = run.chunks if other.is_seeder() else {transfer.chunk for transfer in other.fetched if transfer.end <= t}
+            if held - has:
+                found.append(other)
+    return found
+
+
+def cause_idle(lane, run):
+    """(seconds, line) on a downlink with nothing to do, and on its longest gap."""
+    window = down_window(lane, run)
+    found = idle(lane.fetched, window)
+    if not found or not found[0]:
+        return 0, ""
+    low, high = gaps(lane.fetched, *window)[0]
+    middle = (low + high) / 2
+    there = holders(run, lane, middle)
+    free = [other for other in there if not any(transfer.begin <= middle <= transfer.end for transfer in other.sent)]
+    why = "nobody had what it missed" if not there else f"{len(there)} had what it missed, " + (
+        f"{len(free)} of them with an idle uplink" if free else "all of them busy with others")
+    return found[0], f"nothing came for {found[0]:.2f} s in all; the longest gap was {high - low:.2f} s, from {low:.2f} s on: {why}"
+
+
+def cause_source(lane, run):
+    """(seconds, line) on the source that took most time, if it was slow."""
+    rates = [transfer.size / (transfer.end - transfer.begin) for other in run.lanes for transfer in other.fetched if transfer.end > transfer.begin]
+    times = {}
+    for transfer in lane.fetched:
+        times.setdefault(transfer.source, []).append(transfer)
+    slow = []
+    for source, transfers in times.items():
+        seconds = sum(transfer.end - transfer.begin for transfer in transfers)
+        rate = total(transfers) / seconds if seconds else float("inf")
+        if rate * SLOW_SOURCE < statistics.median(rates):
+            slow.append((seconds, f"{run.lanes[source].name} was a slow source: {seconds:.2f} s for {count(transfers)}, "
+                                  f"{human(rate)}/s against a median of {human(statistics.median(rates))}/s"))
+    return max(slow, default=(0, ""))
+
+
+def cause_last(lane, run):
+    """(seconds, line) on waiting for the last chunk."""
+    if len(lane.fetched) < 2:
+        return 0, ""
+    last, before = lane.fetched[-1], lane.fetched[-2]
+    usual = statistics.median(transfer.end - transfer.begin for transfer in lane.fetched)
+    wait = last.end - before.end
+    if wait < 2 * usual:
+        return 0, ""
+    return wait, f"its last chunk came {wait:.2f} s after the one before, from {run.lanes[last.source].name}; {usual:.2f} s is usual for a whole exchange"
+
+
+def cause_late(lane, run):
+    low, _ = down_window(lane, run)
+    return low, f"it joined {low:.2f} s after the first request of the swarm"
+
+
+def causes(lane, run):
+    """Lines that say where a peer's time went, the largest loss first."""
+    low, high = down_window(lane, run)
+    found = sorted((cause(lane, run) for cause in (cause_late, cause_idle, cause_source, cause_last)), reverse=True)
+    lines = [line for seconds, line in found if seconds > NOTABLE * max(high, run.end / 10)]
+    if lane.complete is None:
+        missing = len(run.chunks) - len({transfer.chunk for transfer in lane.fetched})
+        last = f"its last came at {lane.fetched[-1].end:.2f} s" if lane.fetched else "none came"
+        lines.insert(0, f"it was never complete: {missing} of {count(run.chunks)} missing; {last}")
+    for t, neighbor, reason in lane.dropped[:3]:
+        lines.append(f"it lost its neighbor {neighbor} at {t:.2f} s: {reason[:100]}")
+    return lines or ["no single cause: no wait, no source and no gap took more than a small part of it"]
+
+
+def summary(run):
+    """All lines for stdout."""
+    header = ["peer", "complete", "down", "sources", "up", "downlink idle", "uplink idle", "of its limit"]
+    lines = columns([header] + [summary_row(lane, run) for lane in run.lanes]) + ["", *totals(run)]
+    lane = slowest(run)
+    if lane is not None:
+        done = sorted(other.complete for other in run.lanes if not other.is_seeder() and other.complete is not None)
+        beside = f"; the median is {statistics.median(done):.2f} s" if len(done) > 1 else ""
+        lines += ["", f"the last: {lane.name}, {'never complete' if lane.complete is None else f'complete at {lane.complete:.2f} s'}{beside}"]
+        lines += [f"  {line}" for line in causes(lane, run)]
+    return lines
+
+
+# The picture of bars: each transfer one bar, at its receiver and at its sender.
+
+
+def stack(transfers):
+    """(row of each transfer, number of rows), so that no two in one row overlap; `transfers` in any order."""
+    rows, free = {}, []
+    for transfer in sorted(transfers, key=lambda transfer: (transfer.begin, transfer.end)):
+        row = next((row for row, end in enumerate(free) if end <= transfer.begin), len(free))
+        free[row:row + 1] = [transfer.end]
+        rows[transfer] = row
+    return rows, max(1, len(free))
+
+
+def colour(lane, run):
+    """The series of a lane: its own while there are enough; then seeders share one, and leechers repeat the others."""
+    if len(run.lanes) <= COLOURS:
+        return lane
+    return 0 if run.lanes[lane].is_seeder() else 1 + lane % (COLOURS - 1)
+
+
+def tip(transfer, run):
+    """What a bar says when it is pointed at."""
+    names = [run.lanes[lane].name if lane is not None else "a peer without events" for lane in (transfer.source, transfer.to)]
+    seconds = transfer.end - transfer.begin
+    rate = f", {human(transfer.size / seconds)}/s" if seconds else ""
+    again = "; it had it already" if transfer.duplicate else ""
+    return f"chunk {transfer.chunk}: {names[0]} → {names[1]}{again}; {transfer.begin:.3f} – {transfer.end:.3f} s; {human(transfer.size)}{rate}"
+
+
+def draw_bars(picture, plot, run, transfers, partner, top, height):
+    """The transfers of one half lane, stacked where they overlap. A bar that has room shows its `partner`: source or to."""
+    rows, count = stack(transfers)
+    each = height / count
+    for transfer, row in rows.items():
+        x, series = plot.x(transfer.begin), colour(transfer.source, run)
+        width = max(0.8, plot.x(transfer.end) - x - 0.5)
+        style = {"opacity": 0.4} if transfer.duplicate else {}
+        picture.add("rect", tip=tip(transfer, run), x=float(x), y=float(top + row * each), width=float(width),
+                    height=float(max(0.8, each - 0.7)), class_=f"s{series}", **style)
+        other = getattr(transfer, partner)
+        if width > 22 and each > 10 and other is not None:
+            picture.add("text", str(other), x=float(x + width / 2), y=top + row * each + each / 2 + 3.2, class_="on", text_anchor="middle")
+
+
+def half_heights(lane, lanes):
+    """Pixels for what a lane downloads, and for what it uploads; more of them for each row where there are few lanes."""
+    each = 13 if lanes <= 6 else 8 if lanes <= 12 else 6
+    down, up = stack(lane.fetched)[1] if lane.fetched else 0, stack(lane.sent)[1] if lane.sent else 0
+    return (min(11 * each, max(14, each * down)) if down else 0), (min(7 * each, max(14, each * up)) if up else 14)
+
+
+def label(picture, run, index, top, height):
+    """A lane's name, its number, its swatch and when it was complete."""
+    lane = run.lanes[index]
+    name = lane.name if len(lane.name) <= 15 else lane.name[:7] + "…" + lane.name[-7:]
+    if height >= 30:
+        picture.add("rect", x=16.0, y=top + height / 2 - 13.0, width=11.0, height=11.0, class_=f"s{colour(index, run)}")
+        picture.text(33, top + height / 2 - 3, f"{index}  {name}", tip=lane.name)
+        picture.text(33, top + height / 2 + 13, {"never": "never complete"}.get(state(lane), state(lane) if lane.is_seeder() or not lane.has_file else "complete " + state(lane)), class_="dim", style="font-size:11.5px")
+    else:
+        picture.add("rect", x=16.0, y=top + height / 2 - 5.0, width=10.0, height=10.0, class_=f"s{colour(index, run)}")
+        picture.text(33, top + height / 2 + 4, f"{index}  {name}", tip=f"{lane.name}: {state(lane)}", style="font-size:11.5px")
+
+
+def draw_complete(picture, plot, lane, top, height):
+    """A line where the lane was complete."""
+    if lane.complete is not None and lane.fetched:
+        x = float(plot.x(lane.complete))
+        picture.add("path", tip=f"{lane.name} complete at {lane.complete:.3f} s", d=f"M{x:.1f} {top - 2:.1f}v{height + 4:.1f}", class_="done")
+
+
+def frame(run, bottom, what):
+    """A picture with its heading, and the plot that has the time axis under all lanes."""
+    leechers = sum(not lane.is_seeder() for lane in run.lanes)
+    picture = svg.Picture(WIDTH, bottom + 60, "Timeline of a swarm", what)
+    picture.parts.append("<style>.done{stroke-width:2;stroke-dasharray:3 2;fill:none}.on{font-size:10px;fill:#fff;font-weight:600}</style>")
+    picture.parts.append(f"<style>.done{{stroke:{svg.INK[0]}}}@media (prefers-color-scheme: dark){{.done{{stroke:{svg.INK[1]}}}.on{{fill:{svg.PAPER[1]}}}}}</style>")
+    size = f"{human(run.size)} in " if run.size else ""
+    picture.heading("Who sent which chunk to whom, and when",
+                    f"{size}{count(run.chunks)}, {len(run.lanes) - leechers} seeder{'s' * (len(run.lanes) - leechers != 1)} and {leechers} leecher{'s' * (leechers != 1)}; {what}")
+    plot = svg.Plot(picture, (LEFT, TOP - 10, RIGHT, bottom), (0, run.end * 1.005 or 1), (0, 1))
+    plot.x_axis("time since the first request (s)", svg.ticks(0, run.end, 12), grid=True)
+    return picture, plot
+
+
+def draw_all_bars(run):
+    """The picture in which each transfer is a bar."""
+    halves = [half_heights(lane, len(run.lanes)) for lane in run.lanes]
+    bottom = TOP + sum(down + up + 14 for down, up in halves)
+    picture, plot = frame(run, bottom, "each lane has what a peer downloads and, below, what it uploads;")
+    few = len(run.lanes) <= COLOURS
+    picture.text(16, 64, "a bar has the colour of the peer that sends it" + ("; the number is the other peer's" if few else ", where colours repeat")
+                 + "; dashed line: complete; pale: a duplicate. Point at a bar for its chunk, time and rate.", class_="dim")
+    top = TOP
+    for index, (lane, (down, up)) in enumerate(zip(run.lanes, halves)):
+        picture.add("line", x1=16.0, x2=float(RIGHT), y1=top - 7.0, y2=top - 7.0, class_="grid")
+        label(picture, run, index, top, down + up)
+        for transfers, partner, word, begin, height in ((lane.fetched, "source", "down", top, down), (lane.sent, "to", "up", top + down + 3, up - 3)):
+            draw_bars(picture, plot, run, transfers, partner, begin, height)
+            if transfers:
+                picture.text(LEFT - 8, begin + height / 2 + 3.5, word, class_="dim", text_anchor="end", style="font-size:10.5px")
+        draw_complete(picture, plot, lane, top, down + up)
+        top += down + up + 14
+    return picture
+
+
+# The picture of rates: for so many transfers that bars would be thinner than a pixel.
+
+
+def binned(transfers, end, bins=BINS):
+    """Bytes in each of so many equal parts of the time from 0 to `end`; a transfer's bytes are spread over its duration."""
+    found, width = [0.0] * bins, end / bins or 1
+    for transfer in transfers:
+        first, last = (min(bins - 1, max(0, int(t / width))) for t in (transfer.begin, transfer.end))
+        if first == last:
+            found[first] += transfer.size
+            continue
+        each = transfer.size / (transfer.end - transfer.begin)
+        for place in range(first, last + 1):
+            begin, until = max(transfer.begin, place * width), min(transfer.end, (place + 1) * width)
+            found[place] += each * max(0.0, until - begin)
+    return found
+
+
+def draw_columns(picture, plot, run, amounts, base, scale, series):
+    """One path with a column for each part of the time; `base` is where each begins (pixels), `scale` pixels for a byte, negative: upwards."""
+    step = run.end / len(amounts)
+    pieces = []
+    for place, amount in enumerate(amounts):
+        if amount > 0:
+            x, wide = plot.x(place * step), plot.x((place + 1) * step) - plot.x(place * step)
+            pieces.append(f"M{x:.1f} {base[place]:.1f}v{amount * scale:.1f}h{wide:.1f}v{-amount * scale:.1f}z")
+    if pieces:
+        picture.add("path", d="".join(pieces), class_=f"s{series}")
+
+
+def draw_tips(picture, plot, run, lane, series, top, height):
+    """Invisible fields over a lane that say its rates when they are pointed at."""
+    each = BINS // TIPS
+    for field in range(TIPS):
+        seeded, shared, up = (sum(amounts[field * each:(field + 1) * each]) for amounts in series)
+        begin, end = field * run.end / TIPS, (field + 1) * run.end / TIPS
+        if seeded or shared or up:
+            rates = [human(amount / (end - begin)) + "/s" for amount in (seeded, shared, up)]
+            picture.add("rect", tip=f"{lane.name}, {begin:.2f} – {end:.2f} s: down {rates[0]} from seeders, {rates[1]} from leechers; up {rates[2]}",
+                        x=float(plot.x(begin)), y=float(top), width=float(plot.x(end) - plot.x(begin)), height=float(height), fill_opacity=0)
+
+
+def rates_of(lane, run):
+    """Bytes in each part of the time: from seeders, from leechers, sent."""
+    seeded = [transfer for transfer in lane.fetched if run.lanes[transfer.source].is_seeder()]
+    shared = [transfer for transfer in lane.fetched if not run.lanes[transfer.source].is_seeder()]
+    return [binned(transfers, run.end) for transfers in (seeded, shared, lane.sent)]
+
+
+def draw_all_rates(run):
+    """The picture in which each lane has its rates over time: downloads above its middle, uploads below."""
+    height = 46 if len(run.lanes) <= 16 else 22
+    bottom = TOP + height * len(run.lanes)
+    series = [rates_of(lane, run) for lane in run.lanes]
+    highest = sorted(amount for each in series for a, b, up in zip(*each) for amount in (a + b, up) if amount)
+    most = highest[int(len(highest) * USUAL)]
+    picture, plot = frame(run, bottom, "above a lane's middle line its downloads, below it its uploads;")
+    picture.text(16, 64, f"half a lane is {human(most / (run.end / BINS))}/s, more than that is cut off. Point at a lane for its rates; the dashed line: complete.", class_="dim")
+    for row, text in enumerate(("from seeders", "from leechers", "uploads")):
+        picture.add("rect", x=LEFT + 130.0 * row, y=80.0, width=12.0, height=12.0, class_=f"s{row}")
+        picture.text(LEFT + 130 * row + 18, 91, text)
+    scale = (height / 2 - 2) / most
+    for index, (lane, (seeded, shared, up)) in enumerate(zip(run.lanes, series)):
+        top = TOP + height * index
+        middle = top + height / 2
+        picture.text(16, middle + 4, lane.name[:20], tip=f"{lane.name}: {state(lane)}", style="font-size:11.5px")
+        low = [min(amount, most) for amount in seeded]
+        draw_columns(picture, plot, run, low, [middle] * BINS, -scale, 0)
+        draw_columns(picture, plot, run, [min(amount, most - under) for amount, under in zip(shared, low)], [middle - under * scale for under in low], -scale, 1)
+        draw_columns(picture, plot, run, [min(amount, most) for amount in up], [middle] * BINS, scale, 2)
+        picture.add("line", x1=float(LEFT), x2=float(RIGHT), y1=float(middle), y2=float(middle), class_="axis", stroke_opacity=0.5)
+        draw_complete(picture, plot, lane, top + 2, height - 4)
+        draw_tips(picture, plot, run, lane, (seeded, shared, up), top, height)
+    return picture
+
+
+def draw(run):
+    """The picture of a run: bars, or rates when there are too many of them."""
+    transfers = sum(len(lane.fetched) + len(lane.sent) for lane in run.lanes)
+    return draw_all_rates(run) if transfers > MANY else draw_all_bars(run)
+
+
+# Main.
+
+
+class Arguments(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message):
+        raise Failure(f"{message}; see --help")
+
+
+def main(argv=None):
+    """The exit code: 0, or 2 for files or arguments that are not as they must be."""
+    parser = Arguments(prog="timeline.py", description="Draw who sent which chunk to whom when, from --events files, and say why a download was slow.")
+    parser.add_argument("events", nargs="+", metavar="EVENTS", help="files that peers and the tracker wrote with --events")
+    parser.add_argument("--out", default="timeline.svg", metavar="FILE", help="the picture (default: %(default)s)")
+    try:
+        args = parser.parse_args(argv)
+        run = read_run(args.events)
+        print("\n".join(summary(run)))
+        draw(run).save(args.out)
+        print(f"\nwrote {args.out}")
+    except Failure as failure:
+        print(f"timeline.py: {failure}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"timeline.py: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,263 @@
+"""lab/timeline.py and lab/svg.py: what they make of events, hand-made, broken, and of a real swarm.
+
+The hand-made run: a seeder S gives chunks 0 and 10 to A, which gives 0 to B; S gives 10 to B, and 0 once more, too late.
+
+    t      100    101    102    103    104    105
+    S up    [0 → A][10 → A]      [10 → B][0 → B, it had it]
+    A up                  [0 → B]
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from harness import ROOT
+
+sys.path.insert(0, str(pathlib.Path(ROOT, "lab")))
+import distribution  # noqa: E402  (after the path)
+import svg  # noqa: E402
+import timeline  # noqa: E402
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def start(t, port, wall=1e9, **more):
+    return {"t": t, "event": "start", "wall": wall + t, "port": port, "out": "x", **more}
+
+
+def joined(t, content="ab", **more):
+    return {"t": t, "event": "joined", "tracker": "127.0.0.1:8000", "lease": 10, "content_id": content, **more}
+
+
+def fetched(t, chunk, source, seconds, size=10):
+    return {"t": t, "event": "fetched", "chunk": chunk, "bytes": size, "of": f"127.0.0.1:{source}", "seconds": seconds}
+
+
+def sent(t, chunk, to, size=10, **more):
+    return {"t": t, "event": "sent", "chunk": chunk, "bytes": size, "to": f"127.0.0.1:{to}", **more}
+
+
+def complete(t, size=20):
+    return {"t": t, "event": "complete", "bytes": size}
+
+
+SEEDER = [start(90, 5000), joined(90), complete(90), sent(101, 0, 40001), sent(102, 10, 40001), sent(104, 10, 40002), sent(105, 0, 40002)]
+A = [start(95, 5001), joined(95), fetched(101, 0, 5000, 1.0), fetched(102, 10, 5000, 1.0), complete(102), sent(103, 0, 41002)]
+B = [start(95, 5002), joined(95), fetched(103, 0, 5001, 1.0), fetched(104, 10, 5000, 1.0), complete(104)]
+WRITTEN = {"seeder": SEEDER, "a": A, "b": B}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write({name: events}): the paths of files that hold them."""
+    def write_all(files):
+        paths = []
+        for name, events in files.items():
+            paths.append(str(tmp_path / f"{name}.events"))
+            pathlib.Path(paths[-1]).write_text("".join(json.dumps(event) + "\n" for event in events))
+        return paths
+    return write_all
+
+
+def lane(run, name):
+    return next(lane for lane in run.lanes if lane.name == name)
+
+
+def text_of(run):
+    return "\n".join(timeline.summary(run))
+
+
+# Who sent what to whom.
+
+
+def test_every_chunk_is_found_at_both_of_its_ends(write):
+    run = timeline.read_run(write(WRITTEN))
+    assert [lane.name for lane in run.lanes] == ["seeder", "a", "b"]
+    assert [(t.chunk, t.source, t.to, t.begin, t.end) for t in lane(run, "b").fetched] == [(0, 1, 2, 2, 3), (10, 0, 2, 3, 4)]
+    assert [(t.chunk, t.to, t.begin, t.end, t.duplicate) for t in lane(run, "seeder").sent] == [
+        (0, 1, 0, 1, False), (10, 1, 1, 2, False), (10, 2, 3, 4, False), (0, 2, 4, 5, True)]
+    assert [(t.chunk, t.to, t.duplicate) for t in lane(run, "a").sent] == [(0, 2, False)]
+
+
+def test_the_summary_adds_up(write):
+    text = text_of(timeline.read_run(write(WRITTEN)))
+    rows = {line.split()[0]: line for line in text.splitlines() if line}
+    assert rows["a"].split()[1:] == "2.00 s 20 B 1 10 B 0.00 s 0 % 3.00 s 75 %".split()    # up since it held a chunk, at 1
+    assert rows["b"].split()[1:] == "4.00 s 20 B 2 0 B 2.00 s 50 % 2.00 s 100 %".split()
+    assert rows["seeder"].split()[1:] == "seeder 0 B - 40 B - 1.00 s 20 %".split()
+    assert "2 chunks, 20 B; 5.00 s from the first request" in text
+    assert "seeders sent 40 B, 2.00 files; 75 % of the 40 B that arrived came from them" in text
+    assert "duplicates: 1 chunk, 10 B" in text
+    assert "the last: b, complete at 4.00 s; the median is 3.00 s" in text
+    assert "nothing came for 2.00 s in all; the longest gap was 2.00 s, from 0.00 s on: 2 had what it missed, 1 of them with an idle uplink" in text
+
+
+def test_a_peer_without_a_file_is_drawn_from_what_the_others_tell(write):
+    run = timeline.read_run(write({"b": B}))
+    assert [(lane.name, lane.has_file, len(lane.sent)) for lane in run.lanes] == [("127.0.0.1:5000", False, 1), ("127.0.0.1:5001", False, 1), ("b", True, 0)]
+    assert "no events" in text_of(run)
+
+
+def test_what_goes_to_a_peer_without_a_file_is_no_duplicate(write):
+    text = text_of(timeline.read_run(write({"seeder": SEEDER, "a": A})))
+    assert "duplicates: 0 chunks" in text and "3 chunks, 30 B, went to peers whose events are not given" in text
+
+
+def test_the_tracker_s_own_seeder_is_known_by_its_join(write):
+    tracker = [{"t": 90, "event": "start", "wall": 1e9 + 90, "port": 8000, "file": "f", "content_id": "ab"},
+               {"t": 90, "event": "joined", "peer": "127.0.0.1:5000"}, joined(90.1), complete(90.2), *SEEDER[3:]]
+    run = timeline.read_run(write({"tracker": tracker, "a": A, "b": B}))
+    assert [(lane.name, lane.is_seeder(), len(lane.sent)) for lane in run.lanes] == [("tracker", True, 4), ("a", False, 1), ("b", False, 0)]
+
+
+def test_a_tracker_that_does_not_seed_has_no_lane(write):
+    tracker = [{"t": 90, "event": "start", "wall": 1e9 + 90, "port": 8000, "file": "f", "content_id": "ab"}, {"t": 90, "event": "joined", "peer": "127.0.0.1:5000"}]
+    assert len(timeline.read_run(write({"tracker": tracker, **WRITTEN})).lanes) == 3
+
+
+def test_two_peers_with_one_port_are_not_taken_for_each_other(write):
+    twin = [start(95, 5000), joined(95), complete(95)]
+    run = timeline.read_run(write({**WRITTEN, "twin": twin}))
+    assert lane(run, "127.0.0.1:5000").sent and not lane(run, "twin").sent
+    told = [start(95, 5000), joined(95, listening="127.0.0.1:5000"), complete(95)]
+    assert lane(timeline.read_run(write({**WRITTEN, "twin": told})), "twin").has_file
+
+
+def test_a_sent_event_that_says_how_long_it_took_is_believed(write):
+    run = timeline.read_run(write({**WRITTEN, "a": A[:-1] + [sent(103, 0, 41002, seconds=0.25)]}))
+    assert lane(run, "a").sent[0].begin == 2.75
+
+
+# Clocks.
+
+
+def test_files_of_several_machines_meet_on_the_wall_clock(write):
+    elsewhere = [{**event, "t": event["t"] + 5000, **({"wall": event["wall"]} if "wall" in event else {})} for event in B]
+    run = timeline.read_run(write({**WRITTEN, "b": elsewhere}))
+    assert run.several_machines and "several machines" in text_of(run)
+    assert [round(t.end, 3) for t in lane(run, "b").fetched] == [3, 4] and round(lane(run, "b").complete, 3) == 4
+
+
+def test_of_a_file_with_two_contents_the_last_one_counts(write):
+    other = [start(10, 5001), joined(10, content="cd"), fetched(11, 990, 5009, 1.0), complete(11)]
+    assert {t.chunk for t in lane(timeline.read_run(write({**WRITTEN, "a": other + A})), "a").fetched} == {0, 10}
+
+
+# Runs that went wrong.
+
+
+def test_a_line_that_is_cut_off_and_lines_that_are_no_events_are_left_out(write, capsys):
+    paths = write(WRITTEN)
+    with open(paths[2], "a") as file:
+        file.write('nothing\n[1]\n{"t": 1, "event": "fetched"}\n{"t": 105.0, "event": "fet')
+    assert text_of(timeline.read_run(paths)) == text_of(timeline.read_run(write({**WRITTEN})))
+    assert "left out 2 lines that are no event" in (said := capsys.readouterr().err) and "left out a fetched" in said
+
+
+def test_who_was_never_complete_is_said_to_be_so_and_why(write):
+    stuck = B[:3] + [{"t": 103.5, "event": "neighbor_dropped", "neighbor": "127.0.0.1:5000", "banned": False, "reason": "closed"}]
+    text = text_of(timeline.read_run(write({**WRITTEN, "b": stuck})))
+    assert "the last: b, never complete" in text and "1 of 2 chunks missing; its last came at 3.00 s" in text
+    assert "it lost its neighbor 127.0.0.1:5000 at 3.50 s: closed" in text
+
+
+def test_a_slow_source_is_named(write):
+    many = [fetched(100 + n / 10, 20 + n, 5000, 0.1) for n in range(1, 20)]
+    text = text_of(timeline.read_run(write({"seeder": SEEDER[:3], "a": A[:2] + many + [complete(102)],
+                                            "b": [start(95, 5002), joined(95), *many[:10], fetched(109, 0, 5001, 8.0), complete(109)]})))
+    assert "a was a slow source: 8.00 s for 1 chunk, 1 B/s against a median of 100 B/s" in text
+    assert "its last chunk came 8.00 s after the one before, from a" in text
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["absent.events"], "cannot read absent.events: No such file or directory; expected the file that a peer wrote with --events"),
+    ([], "the following arguments are required"),
+    (["{file}", "--nonsense"], "unrecognized arguments"),
+    (["{empty}"], "no chunk was sent or fetched"),
+    (["{file}", "--out", "/absent/x.svg"], "cannot write /absent/x.svg"),
+])
+def test_what_the_user_did_wrong_is_said_in_one_line(write, arguments, said):
+    paths = dict(zip(("file", "empty"), write({"a": A, "empty": []})))
+    ended = subprocess.run([sys.executable, "lab/timeline.py", *(word.format(**paths) for word in arguments)], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2 and said in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
+
+
+# Pictures.
+
+
+def shapes(picture, tag, word=""):
+    """The elements of an SVG with this tag, and this word in their tooltip."""
+    root = ElementTree.fromstring(picture.markup())
+    return [element for element in root.iter(SVG + tag) if word in (element.findtext(SVG + "title") or "")]
+
+
+def test_every_transfer_is_a_bar_at_its_receiver_and_one_at_its_sender(write):
+    picture = timeline.draw(timeline.read_run(write(WRITTEN)))
+    assert len(shapes(picture, "rect", "→")) == 4 + 5
+    (bar, _) = shapes(picture, "rect", "chunk 0: a → b")
+    assert bar.findtext(SVG + "title") == "chunk 0: a → b; 2.000 – 3.000 s; 10 B, 10 B/s"
+    assert len(shapes(picture, "rect", "it had it already")) == 1
+    assert shapes(picture, "path", "b complete at 4.000 s")
+
+
+def test_bars_that_overlap_are_in_different_rows():
+    transfers = [timeline.Transfer(begin, begin + 2, begin, 1, 0, 1) for begin in (0, 1, 2, 3)]
+    assert timeline.stack(transfers) == ({transfers[0]: 0, transfers[1]: 1, transfers[2]: 0, transfers[3]: 1}, 2)
+
+
+def test_many_transfers_are_drawn_as_rates(write, monkeypatch):
+    monkeypatch.setattr(timeline, "MANY", 5)
+    picture = timeline.draw(timeline.read_run(write(WRITTEN)))
+    assert not shapes(picture, "rect", "→") and shapes(picture, "rect", "a, 0.00 – 0.08 s: down 10 B/s from seeders, 0 B/s from leechers; up 0 B/s")
+
+
+def test_no_byte_is_lost_where_bytes_are_spread_over_time():
+    transfers = [timeline.Transfer(0.0, 10.0, 0, 100, 0, 1), timeline.Transfer(9.99, 10.0, 0, 7, 0, 1), timeline.Transfer(5.0, 5.0, 0, 1, 0, 1)]
+    assert sum(timeline.binned(transfers, 10.0)) == pytest.approx(108)
+    assert timeline.binned(transfers[:1], 10.0, 4) == pytest.approx([25, 25, 25, 25])
+
+
+def test_a_name_cannot_break_the_picture(write):
+    picture = timeline.draw(timeline.read_run(write({**WRITTEN, "<b>&\"": B})))
+    assert shapes(picture, "rect", "a → <b>&\"")
+
+
+def test_a_picture_has_both_themes_and_stands_alone(write):
+    markup = timeline.draw(timeline.read_run(write(WRITTEN))).markup()
+    assert "@media (prefers-color-scheme: dark)" in markup and "<script" not in markup and "href" not in markup
+    shapes_only = markup.replace(markup[markup.index("<style>"):markup.rindex("</style>")], "")
+    assert "#" not in shapes_only, "a colour outside the style sheet would be the same in light and in dark"
+    assert "time since the first request (s)" in markup
+
+
+@pytest.mark.parametrize("low, high, most, expected", [
+    (0, 10, 5, [0, 2, 4, 6, 8, 10]), (0, 1, 6, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.99, 1.21, 6, [1, 1.05, 1.1, 1.15, 1.2]), (0, 84, 6, [0, 20, 40, 60, 80]), (3, 3, 6, [3])])
+def test_the_numbers_on_an_axis_are_round(low, high, most, expected):
+    assert svg.ticks(low, high, most) == expected
+
+
+def test_a_plot_puts_low_left_below_and_high_right_above():
+    plot = svg.Plot(None, (10, 20, 110, 220), (0, 5), (1, 2))
+    assert (plot.x(0), plot.y(1), plot.x(5), plot.y(2)) == (10, 220, 110, 20)
+
+
+# A real swarm.
+
+
+@pytest.mark.ours
+def test_the_timeline_of_a_real_swarm_adds_up_to_its_bytes(tmp_path):
+    chunks, chunk_size = 12, 16384
+    result = distribution.run_swarm(3, chunks, chunk_size, 256 << 10, events=str(tmp_path))
+    run = timeline.read_run([str(path) for path in tmp_path.glob("*.events")])
+    leechers = [lane for lane in run.lanes if not lane.is_seeder()]
+    assert [lane.name for lane in run.lanes] == ["seeder", "peer 1", "peer 2", "peer 3"]
+    assert run.size == chunks * chunk_size and len(run.chunks) == chunks
+    assert [timeline.total(lane.fetched) for lane in leechers] == [run.size] * 3
+    assert timeline.total(run.lanes[0].sent) == result.seeder_bytes and [timeline.total(lane.sent) for lane in leechers] == result.peer_bytes
+    assert sum(timeline.total(lane.sent) for lane in run.lanes) - sum(transfer.size for lane in run.lanes for transfer in lane.sent if transfer.duplicate) == 3 * run.size
+    assert not [transfer for lane in run.lanes for transfer in lane.sent if transfer.to is None]
+    assert run.end <= result.makespan + 1 and len(shapes(timeline.draw(run), "rect", "→")) >= 2 * 3 * chunks
