@@ -7,6 +7,7 @@ Reading order: files (pcap, pcapng) - packets (link layer, IP, TCP) - connection
 A capture is read whole into memory. Left out, because TCP on a local network does not need it: IP fragments.
 """
 
+import bisect
 import ipaddress
 import struct
 
@@ -163,7 +164,7 @@ def tcp_of(packet):
 
 
 class Side:
-    """What one end of a connection sent: segments (place in the stream, number of arrival, seconds, bytes)."""
+    """What one end of a connection sent: segments (place in the stream, seconds, bytes), as they came."""
 
     def __init__(self):
         self.first = None  # where the stream begins, once a SYN told
@@ -179,18 +180,36 @@ class Side:
             place += 1
             self.first = place
         if data:
-            self.segments.append((place, len(self.segments), seconds, data))
+            self.segments.append((place, seconds, data))
 
     def pieces(self):
         """[(seconds, bytes that were not captured before it, bytes)] in the order of the stream; nothing is in it twice."""
-        at = self.first if self.first is not None else min(self.segments, default=(0,))[0]
+        ordered = in_order(self.segments)
+        at = self.first if self.first is not None else ordered[0][0] if ordered else 0
         seconds, pieces = 0.0, []
-        for place, _, arrived, data in sorted(self.segments):
-            seconds = max(seconds, arrived)  # what came early has to wait for what it follows
-            if place + len(data) > at:
-                pieces.append((seconds, max(0, place - at), data[max(0, at - place):]))
+        for place, arrived, data in ordered:
+            if place >= at:
+                seconds = max(seconds, arrived)  # what came early has to wait for what it follows
+                pieces.append((seconds, place - at, data))
                 at = place + len(data)
         return pieces
+
+
+def in_order(segments):
+    """[(place, seconds, bytes)] by place: of bytes that came twice, those that came first."""
+    places, pieces = [], []
+    for place, seconds, data in segments:
+        while data:
+            after = bisect.bisect_right(places, place)
+            begun = pieces[after - 1] if after else (place, 0, b"")
+            known = max(0, begun[0] + len(begun[2]) - place)
+            room = places[after] - place - known if after < len(places) else len(data)
+            new = data[known:known + max(0, room)]
+            if new:
+                places.insert(after, place + known)
+                pieces.insert(after, (place + known, seconds, new))
+            place, data = place + known + len(new), data[known + len(new):]
+    return pieces
 
 
 class Connection:

@@ -4,18 +4,22 @@
     python lab/exchange.py [FILE]     may need the right to capture: root, or the group wireshark
 
 A tracker with a lease of 1 s, a peer that misses everything, and then a seeder: so the peer joins, proves, finds nobody,
-asks for the peer list, finds the seeder, asks for its chunks and fetches them. The file is tiny, so that the capture is.
+asks for the peer list, finds the seeder, asks for its chunks and fetches them. At last this script asks the seeder for a chunk
+that there is not, because neither program would, and is refused. The file is tiny, so that the capture is.
+
+Exit codes: 0; 1 if the swarm did not do its work; 3 if nothing can be captured here.
 """
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TRACKER_PORT, PEER_PORT, SEEDER_PORT = 8000, 8001, 8002
+PORTS = TRACKER_PORT, PEER_PORT, SEEDER_PORT = 8000, 8001, 8002  # fixed, so that the capture tells who is who
 TEXT = b"".join(b"line %3d of the file that the swarm distributes\n" % number for number in range(1, 55))  # three chunks of 1 KiB, the last one short
 
 
@@ -23,32 +27,61 @@ def start(*arguments, **options):
     return subprocess.Popen(arguments, cwd=ROOT, text=True, **options)
 
 
-def wait_for(program, stream, pattern):
-    for line in stream:
+def give_up(code, message):
+    print(f"exchange: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def wait_for(program, pattern):
+    """Until the program prints a line like this; what it printed instead, if it ended."""
+    seen = []
+    for line in program.stdout:
+        seen.append(line.strip())
         if re.search(pattern, line):
-            return
-    raise SystemExit(f"exchange: expected {program} to print {pattern!r}, but it ended")
+            return ""
+    return seen[-1] if seen else "nothing"
+
+
+def check_ports():
+    for port in PORTS:
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError as error:
+            give_up(3, f"expected port {port} to be free, got: {error.strerror}")
+
+
+def ask_for_no_chunk():
+    with socket.create_connection(("127.0.0.1", SEEDER_PORT)) as sock:
+        sock.sendall(bytes.fromhex("00 00 00 00 00 00 00 06  2a 04 08 80 80 10"))
+        length = sock.recv(8, socket.MSG_WAITALL)
+        sock.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
 
 
 def record(target, folder, programs):
-    ports = " or ".join(f"tcp port {port}" for port in (TRACKER_PORT, PEER_PORT, SEEDER_PORT))
-    dumpcap = start("dumpcap", "-q", "-i", "lo", "-f", ports, "-P", "-w", target, stderr=subprocess.PIPE)
+    check_ports()
+    dumpcap = start("dumpcap", "-q", "-i", "lo", "-f", " or ".join(f"tcp port {port}" for port in PORTS), "-P", "-w", target, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     programs.append(dumpcap)
-    wait_for("dumpcap", dumpcap.stderr, "^File:")
+    told = wait_for(dumpcap, "^File:")
+    if told:
+        give_up(3, f"expected dumpcap to capture on lo, got: {told}")
     original, whole, out = (os.path.join(folder, name) for name in ("story.txt", "seeder.txt", "out.txt"))
     for path in (original, whole):
         with open(path, "wb") as file:
             file.write(TEXT)
-    tracker = start(sys.executable, "tracker.py", original, "--port", str(TRACKER_PORT), "--no-seed", "--chunk-size", "1K", "--expire", "1", stdout=subprocess.PIPE)
+    tracker = start(sys.executable, "tracker.py", original, "--port", str(TRACKER_PORT), "--no-seed", "--chunk-size", "1K", "--expire", "1",
+                    stdout=subprocess.PIPE)
     programs.append(tracker)
-    wait_for("tracker.py", tracker.stdout, r"listening on port \d+$")
+    told = wait_for(tracker, r"listening on port \d+$")
+    if told:
+        give_up(1, f"expected the tracker to listen, got: {told}")
     peer = start(sys.executable, "peer.py", f"127.0.0.1:{TRACKER_PORT}", out, "--host", "127.0.0.1", "--port", str(PEER_PORT), "--quiet", "--leave")
     programs.append(peer)
     time.sleep(0.5)  # for a proof or two, and a peer list without a neighbor
     seeder = start(sys.executable, "peer.py", f"127.0.0.1:{TRACKER_PORT}", whole, "--host", "127.0.0.1", "--port", str(SEEDER_PORT), "--quiet")
     programs.append(seeder)
     if peer.wait(30):
-        raise SystemExit("exchange: expected the peer to fetch the file, but it did not")
+        give_up(1, "expected the peer to fetch the file, but it did not")
+    ask_for_no_chunk()
     seeder.terminate()
     time.sleep(2)  # dumpcap is told of packets in batches, up to a second late
 
@@ -59,11 +92,13 @@ def main(target=os.path.join(ROOT, "lab", "exchange.pcap")):
         try:
             record(target, folder, programs)
         except FileNotFoundError:
-            raise SystemExit("exchange: expected dumpcap, which comes with Wireshark; install it") from None
+            give_up(3, "expected dumpcap, which comes with Wireshark; install it")
         finally:
             for program in reversed(programs):
                 program.terminate()
                 program.wait()
+                if program.stdout:
+                    program.stdout.close()
     os.chmod(target, 0o644)  # dumpcap lets nobody else read it
     print(f"{target}: {os.path.getsize(target):,} bytes; python lab/explain.py {target} shows what is in it")
 

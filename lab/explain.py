@@ -70,9 +70,10 @@ MESSAGES = {
 TITLES = {"join": "Join", "active_proof": "Active Proof", "peer_list": "Peer List", "chunks_query": "Chunks Query",
           "fetch_chunk": "Fetch Chunk", "ok": "Ok", "bad": "Bad", "chunk": "chunk"}
 CODES = ["UNSPECIFIED", "NO_TYPE", "WRONG_ROLE", "BAD_ADDRESS", "NO_SUCH_CHUNK", "NOT_HELD", "BUSY", "FULL", "OTHER_FILE"]
-EMPTY = {"FetchChunk": "chunk_id is absent, so it is 0", "AskChunksQuery": "known is absent, so it is 0", "PeerList": "a list of no peers",
-         "ChunksQuery": "a list of no chunks", "chunk": "a chunk of no bytes", "Bad": "no code and no reason"}
-NOT_EMPTY = dict.fromkeys(["Join", "ActiveProof", "address"], "0 bytes, where an ip:port is due")
+EMPTY = {"PeerList": "a list of no peers", "ChunksQuery": "a list of no chunks", "chunk": "a chunk of no bytes", "address": "!! an ip:port is due"}
+ABSENT = {"FetchChunk": ("chunk_id", "chunk_id is absent, so it is 0"), "AskChunksQuery": ("known", "known is absent, so it is 0"),
+          "Bad": ("code", "no code"), "Join": ("listening_addr", "!! without listening_addr, where an ip:port is due"),
+          "ActiveProof": ("listening_addr", "!! without listening_addr, where an ip:port is due")}
 WIRE = {0: "varint", 1: "8 bytes", 2: "length follows", 5: "4 bytes"}
 
 
@@ -186,6 +187,13 @@ class Reading:
         self.wrong += text.startswith("!! ")
         self.runs.append((start, end, depth, text))
 
+    def amend(self, index, text):
+        """Add to what was said of a run."""
+        start, end, depth, before = self.runs[index]
+        wrong = text.startswith("!! ") and not before.startswith("!! ")
+        self.wrong += wrong
+        self.runs[index] = (start, end, depth, "!! " * wrong + before + f": {text.removeprefix('!! ')}" * bool(text))
+
     def keep(self, path, value):
         self.values.setdefault(path, []).append(value)
 
@@ -252,12 +260,15 @@ class Reading:
             return end
         after = min(end, start + size)
         self.keep(path, self.data[start:after])
-        text = counted(size, "byte") + (f": {EMPTY[type_]}" if not size and type_ in EMPTY else "")
-        if not size and type_ in NOT_EMPTY:
-            text = f"!! {NOT_EMPTY[type_]}"
-        self.say(at, start, depth, text if start + size <= end else f"!! {text}, but only {end - start:,} are left")
+        self.say(at, start, depth, counted(size, "byte") if start + size <= end else f"!! {counted(size, 'byte')}, but only {end - start:,} are left")
+        here = len(self.runs) - 1
+        if not size and type_ in EMPTY:
+            self.amend(here, EMPTY[type_])
         if is_message(type_):
             self.message(type_, path + ".", start, after, depth + 1)
+            field, text = ABSENT.get(type_, ("", ""))
+            if f"{path}.{field}" not in self.values:
+                self.amend(here, text)
         elif type_ == "chunk_ids":
             self.packed(path, start, after, depth + 1)
         elif start < after:
@@ -548,9 +559,9 @@ def rest_of(cutter, seconds, note):
 
 
 def mistakes(frames, kind):
-    """How far frames do not make sense as this kind: those that are wrong, as a share, and what is odd."""
-    readings = [read(frame, kind) for _, frame, _ in frames]
-    return (sum(2 * reading.wrong + reading.odd + (not reading.values) for reading in readings) / len(readings)) if readings else 0.0
+    """How far frames make no sense as this kind: from 0.0 to 1.0. Those that are not whole do not count; without any it is 1.0."""
+    readings = [read(frame, kind) for _, frame, note in frames if not note]
+    return sum(min(1, reading.wrong + reading.odd / 2 + (not reading.values)) for reading in readings) / len(readings) if readings else 1.0
 
 
 def oriented(connection, ports):
@@ -559,13 +570,13 @@ def oriented(connection, ports):
     first = sorted(ends, key=lambda end: (not ends[end], ends[end][0][0] if ends[end] else 0))  # who asks speaks first
     clients = [connection.client] if connection.client else [end for end in first if connection.other(end)[1] in ports] or first
 
-    def badness(client):
-        return mistakes(ends[client], "request") + mistakes(ends[connection.other(client)], "response")
-    client = min(clients, key=badness)
+    def senseless(client):
+        return mistakes(ends[client], "request"), mistakes(ends[connection.other(client)], "response")
+    client = min(clients, key=lambda end: sum(senseless(end)))
     server = connection.other(client)
-    if not (ends[client] or ends[server]) or (not {client[1], server[1]} & ports if ports else badness(client) >= 1):
-        return None
-    return client, ends[client], ends[server]
+    # If one side makes sense, the other may be a program with a mistake.
+    ours = {client[1], server[1]} & ports if ports else min(senseless(client)) < 0.5
+    return (client, ends[client], ends[server]) if ours else None
 
 
 def paired(requests, answers):
@@ -804,9 +815,9 @@ def arguments_of(words):
     parser = Parser(prog="explain.py", description="Explains the bytes of requests and answers: of hex digits, of a capture, or live.")
     parser.add_argument("what", nargs="*", metavar="HEX | FILE", help="hex digits of frames, or a pcap or pcapng file")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--request", action="store_const", const="request", dest="kind", help="the hex digits are a request (otherwise that is guessed)")
+    kind.add_argument("--request", action="store_const", const="request", dest="kind", help="the hex digits are a request, whatever they look like")
     kind.add_argument("--response", action="store_const", const="response", dest="kind", help="the hex digits are an answer")
-    parser.add_argument("--port", type=int, action="append", default=[], help="in a capture: show what passed at this port, whatever it is, and nothing else")
+    parser.add_argument("--port", type=int, action="append", default=[], help="of a capture: what passed at this port, whatever it is, and nothing else")
     parser.add_argument("--proxy", nargs=2, metavar=("PORT", "TARGET:PORT"), help="listen at PORT, pass everything on to TARGET, and show it")
     return parser.parse_args(words)
 
