@@ -40,7 +40,7 @@ def test_a_mutant_that_no_longer_fits_is_named(old):
         gauntlet.mutated(next(mutant for mutant in MUTANTS if mutant.name == "digests_ignored")._replace(old=old))
 
 
-WHOLE = {"clauses": ["FC-3"], "steps": ["connected"], "step": 1, "sent": "2a00", "expected": "2a03616263", "got": "1200", "offset": 0, "likely": "x", "again": "make"}
+WHOLE = {"clauses": ["FC-3"], "steps": ["connected"], "step": 1, "sent": "2a 00", "expected": "2a 03 61 62 63", "got": "12 00", "offset": 0, "likely": "x", "again": "make"}
 
 
 @pytest.mark.parametrize("change, missing", [
@@ -48,6 +48,7 @@ WHOLE = {"clauses": ["FC-3"], "steps": ["connected"], "step": 1, "sent": "2a00",
     ({"likely": None}, ["likely"]),
     ({"offset": None}, ["offset"]),
     ({"offset": None, "got": "end of stream"}, []),
+    ({"offset": None, "got": "12 00 … (70 bytes)"}, ["offset"]),
     ({"clauses": [], "step": 0, "expected": "", "again": ""}, ["clauses", "step", "expected", "again"]),
 ])
 def test_a_report_that_lacks_a_part_is_seen(change, missing):
