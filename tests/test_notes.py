@@ -8,13 +8,16 @@ A fenced block's first line says how it is checked; a block that nobody checks i
     ```console                    commands after `$`, run in a fresh copy of the repository; <n> stands for what varies
     ```pycon                      a Python session, run there with tests/ on the path
 
+`python tests/test_notes.py` writes the dumps anew, from the bytes of their requests, when explain.py or the programs have changed.
+
 In running text, each `span` must be found in a program, a file or the standard library, or be bytes that the
 note or SPEC.md shows, or be true: `2 * 262144 = 524288`. Numbers come from SPEC.md or from a checked block.
 
-Reading order: a note - shape - clauses and links - tasks - excerpts - bytes - commands and sessions - words - broken notes.
+Reading order: a note - shape - clauses and links - tasks - excerpts - bytes - commands and sessions - words - broken notes - new dumps.
 """
 
 import ast
+import contextlib
 import functools
 import html
 import importlib
@@ -24,16 +27,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
-import harness
-from harness import ROOT, connect, framed, receive_body, start_peer, start_tracker
-
-LAB = pathlib.Path(ROOT, "lab")
-sys.path.insert(0, str(LAB))
+LAB = pathlib.Path(__file__).resolve().parent.parent / "lab"
+sys.path[:0] = [str(LAB), str(LAB.parent)]
 
 import explain  # noqa: E402  (after the path)
+import harness  # noqa: E402
+from harness import ROOT, connect, framed, receive_body, start_peer, start_tracker  # noqa: E402
 from stages import STAGES  # noqa: E402
 
 SPEC = (LAB / "SPEC.md").read_text()
@@ -196,7 +199,7 @@ def test_a_note_quotes_the_clause_in_its_second_hint(page):
 def test_the_task_names_the_functions_of_the_stage(stage, page):
     named = re.findall(r"^- `((?:peer|tracker)\.[\w.]+)`", page.sections["Your task"], re.M)
     assert named == list(stage.functions)
-    assert f"make stage-{stage.number} " in page.head, "the top of a note says how its tests are run"
+    assert f"tests in `{stage.tests}` · run `make stage-{stage.number} DIR=../mine`" in page.head, "the top of a note says how its tests are run"
 
 
 # Excerpts.
@@ -275,21 +278,23 @@ def rendered(frame, kind):
     return "\n".join(explain.render(frame, kind)) + "\n"
 
 
+def start_role(name, folder, ending):
+    """The port or address of a tracker of `abc`, seeding nothing, or of a peer that holds PEER_FILE; ending(program) is told of each."""
+    data = TRACKER_FILE if name == "tracker" else PEER_FILE
+    (folder / "a").write_bytes(data)
+    tracker = ending(start_tracker(folder / "a", extra=["--no-seed"]))
+    if name == "tracker":
+        return tracker.port
+    (folder / "out").write_bytes(data)
+    ending(start_peer(tracker.port, folder / "out"))
+    address = harness.eventually(lambda: harness.ask(tracker.port, harness.peer_list()).peer_list.addresses, what="the peer")[0]
+    harness.eventually(lambda: harness.ask(address, harness.chunks_query()).chunks_query.chunk_ids, what="its chunks")
+    return address
+
+
 @pytest.fixture
 def role(ending, tmp_path):
-    """role(name): the port or address of a tracker of `abc`, seeding nothing, or of a peer that holds PEER_FILE."""
-    def start(name):
-        data = TRACKER_FILE if name == "tracker" else PEER_FILE
-        (tmp_path / "a").write_bytes(data)
-        tracker = ending(start_tracker(tmp_path / "a", extra=["--no-seed"]))
-        if name == "tracker":
-            return tracker.port
-        (tmp_path / "out").write_bytes(data)
-        ending(start_peer(tracker.port, tmp_path / "out"))
-        address = harness.eventually(lambda: harness.ask(tracker.port, harness.peer_list()).peer_list.addresses, what="the peer")[0]
-        harness.eventually(lambda: harness.ask(address, harness.chunks_query()).chunks_query.chunk_ids, what="its chunks")
-        return address
-    return start
+    return lambda name: start_role(name, tmp_path, ending)
 
 
 def exchange_errors(blocks, sock):
@@ -449,7 +454,7 @@ def known_span(span, page):
         shown += [bytes_of(content).hex(" ") for _, content in page.of("bytes")] + [SPEC.replace(" |", "")]
         return any(span in text for text in shown)
     return span in PROGRAMS or span in FUNCTIONS or is_true(span) or is_command(span) or is_in_library(span) or \
-        pathlib.Path(ROOT, span).exists() or any(span in content for content in shown)
+        any(pathlib.Path(ROOT).glob(span.strip("/"))) or any(span in content for content in shown)
 
 
 def span_errors(page):
@@ -558,3 +563,33 @@ def test_blocks_without_a_check_and_open_fences_are_found():
     assert block_errors(Note("x.md", "```\nwords\n```\n")) and block_errors(Note("x.md", "```text\nwords\n```\n"))
     assert block_errors(Note("x.md", "```console\n$ ls\n")) and block_errors(Note("x.md", "```console\nls\n```\n"))
     assert not block_errors(Note("x.md", "```console\n$ ls\n```\n"))
+
+
+# New dumps, for when explain.py or an answer has changed on purpose.
+
+
+def with_new_dumps(page, sock, name):
+    """The text of a note in which the requests to `name` and their answers are as they are now."""
+    def block(match):
+        if match[1] == "request":
+            frame = bytes_of(match[2])
+            sock.sendall(frame)
+        else:
+            frame = framed(receive_body(sock))
+        return f"```bytes {match[1]} {name}\n{rendered(frame, match[1])}```"
+    return re.sub(rf"^```bytes (request|response) {name}\n(.*?)^```$", block, page.text, flags=re.M | re.S)
+
+
+def write_new_dumps():
+    for stage in STAGES:
+        for name in ("tracker", "peer"):
+            with contextlib.ExitStack() as stack:
+                page, folder = note(stage.note), pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                if any(words[2] == name for words, _ in page.of("bytes")):
+                    where = start_role(name, folder, lambda program: stack.callback(program.stop) and program)
+                    text = with_new_dumps(page, stack.enter_context(connect(where)), name)
+                    pathlib.Path(ROOT, stage.note).write_text(text)
+
+
+if __name__ == "__main__":
+    write_new_dumps()
