@@ -262,6 +262,4 @@ def add(found, current, seconds, parts):
         found.append(connection)
     if begins:
         connection.client, connection.began = source, sequence
-    elif flags & SYN and connection.client is None:
-        connection.client = destination
     connection.sides[source].add(sequence, flags & SYN, seconds, segment[4 * (offset >> 4):])

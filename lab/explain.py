@@ -5,8 +5,9 @@
     python lab/explain.py --response 00000000000000022a00     the same bytes, read as an answer
     python lab/explain.py lab/exchange.pcap           a capture of TCP (pcap or pcapng, as tcpdump writes it): each
                                                       request with its answer; --port N: only, and all of, port N's
-    python lab/explain.py --proxy 9000 127.0.0.1:8000         live: tell a peer that the tracker is at port 9000, and see
-                                                      what passes; or stand before a peer. Ctrl-C ends it.
+    python lab/explain.py --proxy 9000 127.0.0.1:8000         live: give a peer port 9000 as its tracker's, and see what
+                                                      passes. Let the proxy run where the peer runs: the tracker
+                                                      lists the address that connects. Ctrl-C ends it.
 
 Messages are read here by hand, byte after byte, and not by protobuf: so a message that no parser would take
 can be shown up to the byte that is wrong, and behind it. Lines that begin with `!!` are mistakes. Nothing
@@ -231,7 +232,6 @@ class Reading:
     def repetition(self, name, field):
         """What to say of a second member of `type`: only the last one counts."""
         before = [known for known, _ in MESSAGES[name].values() if known in self.values] if name in ("Request", "Response") else []
-        self.odd += bool(before)
         return f" ({before[0]} came before: the last one counts)" if before else ""
 
     def value(self, type_, path, wire, at, end, depth):
@@ -817,7 +817,7 @@ def arguments_of(words):
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--request", action="store_const", const="request", dest="kind", help="the hex digits are a request, whatever they look like")
     kind.add_argument("--response", action="store_const", const="response", dest="kind", help="the hex digits are an answer")
-    parser.add_argument("--port", type=int, action="append", default=[], help="of a capture: what passed at this port, whatever it is, and nothing else")
+    parser.add_argument("--port", type=int, action="append", default=[], help="of a capture: what passed at this port, whatever it is")
     parser.add_argument("--proxy", nargs=2, metavar=("PORT", "TARGET:PORT"), help="listen at PORT, pass everything on to TARGET, and show it")
     return parser.parse_args(words)
 
