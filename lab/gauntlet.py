@@ -25,6 +25,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,8 @@ def tests_of(number, clause):
 
 # One grading.
 
+running = set()  # gradings that are under way; when told to end, a grading ends all that it has started
+
 
 def grade(number, replaced, *options):
     """(results.json, what was printed) of one stage of the reference in which some files are replaced: {name: text}."""
@@ -83,9 +86,14 @@ def grade(number, replaced, *options):
         for name, text in replaced.items():
             pathlib.Path(folder, name).write_text(text)
         results = pathlib.Path(folder, "results.json")
-        ended = subprocess.run([sys.executable, str(ROOT / "lab" / "grade.py"), "--dir", folder, "--stage", str(number), "--results", str(results), *options],
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=2 * GRADING)
-        return json.loads(results.read_text()) if results.exists() else {"tests": []}, ended.stdout
+        command = [sys.executable, str(ROOT / "lab" / "grade.py"), "--dir", folder, "--stage", str(number), "--results", str(results), "--limit", str(GRADING), *options]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        running.add(process)
+        try:
+            printed = process.communicate()[0]  # it ends by itself: that is what --limit is for
+        finally:
+            running.discard(process)
+        return json.loads(results.read_text()) if results.exists() else {"tests": []}, printed
 
 
 def failures(results, clause=None):
@@ -115,7 +123,7 @@ def verdict_on(mutant):
     names = tests_of(mutant.stage, mutant.clause)
     if not names:
         return Verdict(mutant.name, False, f"{head} SURVIVED: no test of this stage names the clause", "")
-    results, printed = grade(mutant.stage, {mutant.program: mutated(mutant)}, "-k", " or ".join(names), "--first", "--workers", "1", "--limit", str(GRADING))
+    results, printed = grade(mutant.stage, {mutant.program: mutated(mutant)}, "-k", " or ".join(names), "--first", "--workers", "1")
     failed = failures(results, mutant.clause)
     if not failed:
         return Verdict(mutant.name, False, f"{head} SURVIVED {', '.join(names)}", printed)
@@ -127,7 +135,7 @@ def verdict_on(mutant):
 
 def verdict_on_reference(number):
     """Whether the reference passes all tests of a stage."""
-    results, printed = grade(number, {}, "--workers", str(REFERENCE_WORKERS), "--limit", str(GRADING))
+    results, printed = grade(number, {}, "--workers", str(REFERENCE_WORKERS))
     failed = failures(results)
     passed = sum(test["status"] == "passed" and "extra_data" not in test and "." in test["number"] for test in results["tests"])
     good = not failed and passed > 0
@@ -172,6 +180,8 @@ def run_all(tasks, jobs, limit, show):
                 show(verdicts[-1])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
             raise
     return verdicts
 
@@ -209,6 +219,7 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     try:
         sys.exit(main())
     except KeyboardInterrupt:
