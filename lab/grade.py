@@ -53,6 +53,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import processes  # noqa: E402  (after the path)
+from stages import STAGES  # noqa: E402
 
 LIMIT = 55         # seconds for the run; ending everything and writing take some of the minute that it may last
 TEST_SECONDS = 40  # seconds for one test, should its own waits not end it
@@ -62,7 +63,7 @@ FREE = 256 << 20   # bytes that stay free on the disk, whoever fills it
 PROCESSES = 400    # that may run at a time; the tests need some dozens
 MEMORY = 4 << 30   # bytes of resident memory, of all of them together
 WORKERS = 2 * (os.cpu_count() or 1) + 2  # most of a test is waiting
-STAGES = range(8)
+REPORTS = 12       # that are printed in full; results.json has them all
 POINTS = {}        # clause -> points, for those that are not worth 1
 
 
@@ -135,9 +136,9 @@ def commands(args):
 def stages(args):
     """The numbers of the stages to run; WrongUsage."""
     if args.stage is None:
-        return list(STAGES)
-    if not args.stage.isdigit() or int(args.stage) not in STAGES:
-        raise WrongUsage(f"--stage: expected a number from {STAGES[0]} to {STAGES[-1]}, got {args.stage!r}")
+        return [stage.number for stage in STAGES]
+    if args.stage not in [str(stage.number) for stage in STAGES]:
+        raise WrongUsage(f"--stage: expected a number from {STAGES[0].number} to {STAGES[-1].number}, got {args.stage!r}")
     return [int(args.stage)]
 
 
@@ -176,7 +177,7 @@ class Run:
 
     def environment(self):
         """What a worker is told."""
-        return {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "PYTHONUNBUFFERED": "1", "TMPDIR": self.temporary,
+        return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT), str(ROOT / "lab")]), "PYTHONUNBUFFERED": "1", "TMPDIR": self.temporary,
                 "TRACKER": self.tracker, "PEER": self.peer, "PROGRAMS": self.folder, "GRADING": "ours" if self.ours else "other",
                 "GRADE_TOKENS": str(self.tokens), "GRADE_HIDDEN": os.path.join(self.temporary, "hidden") if self.hidden else "",
                 "GRADE_SLOW": "yes" if self.slow else "", "GRADE_OURS": "yes" if self.ours else ""}
@@ -241,6 +242,9 @@ class Run:
         test = self.tests.get(worker.running)
         if test and test["outcome"] is None:
             test.update(outcome="failed", failure=in_words("a verdict", f"the process that ran this test was ended (exit code {code})"))
+        if not self.tests and code not in (0, 5) and not self.broken:  # 5: no test was selected
+            with open(os.path.join(self.temporary, f"worker-{worker.number}.out"), errors="replace") as output:
+                self.broken.append(("pytest", output.read()[-3000:]))
         return bool(worker.running) and code < 0
 
     def collected(self, found):
@@ -404,7 +408,8 @@ def test_entry(test, run):
              "status": "passed" if test["outcome"] in ("passed", "skipped") else "failed", "tags": [f"stage {test['stage']}"]}
     if entry["status"] == "failed":
         entry["output"] = report(test, run)
-        entry["extra_data"] = {"clauses": test["clauses"], **failure_of(test, run), "again": again(test, run)}
+        shown = {name: value for name, value in failure_of(test, run).items() if not name.endswith("lines")}
+        entry["extra_data"] = {"clauses": test["clauses"], **shown, **({"steps": []} if test["hidden"] else {}), "again": again(test, run)}
     elif test["outcome"] == "skipped":
         entry["output"] = "skipped here"
     return entry
@@ -440,13 +445,32 @@ def again(test, run):
 
 
 def report(test, run):
-    """The lines of a failed test."""
+    """The lines of a failed test: clause, steps, bytes, what is likely, how to run it again. Of a hidden test no step."""
     failure = failure_of(test, run)
     texts = clause_texts()
-    lines = [f"FAIL {test['number']}  {test['title']}"]
+    lines = [f"FAIL {test['number']}  {stage_title(test['stage'])}: {test['title']}"]
     lines += [f"  SPEC {clause}  {texts.get(clause, '')}" for clause in test["clauses"]]
-    lines += [f"  expected  {failure['expected']}", f"  got       {failure['got']}", f"  again     {again(test, run)}"]
-    return "\n".join(lines)
+    lines += [] if test["hidden"] else [f"  {'>' if step.split()[0] == str(failure['step']) else ' '} {step}" for step in few(failure["steps"])]
+    lines += labelled("sent", failure.get("sent_lines") or [])
+    lines += [f"  expected  {failure['expected']}", f"  got       {failure['got']}"]
+    if failure["offset"] is not None:
+        lines.append(f"  differ    at offset {failure['offset']}")
+    lines += labelled("bytes", failure.get("lines") or [])
+    lines += [f"  likely    {failure['likely']}"] if failure["likely"] else []
+    return "\n".join([*lines, f"  again     {again(test, run)}"])
+
+
+def stage_title(number):
+    return next(stage.title for stage in STAGES if stage.number == number)
+
+
+def few(steps):
+    """The first and the last of many steps."""
+    return steps if len(steps) <= 12 else [*steps[:4], f"… {len(steps) - 11} more", *steps[-7:]]
+
+
+def labelled(label, lines):
+    return [f"  {label if at == 0 else '':8}  {line}" for at, line in enumerate(lines)]
 
 
 def notes(run):
@@ -463,7 +487,7 @@ def summary(run):
     for number in run.numbers:
         its = [test for test in tests if test["stage"] == number]
         if its:
-            lines.append(f"stage {number}   {sum(test['outcome'] == 'passed' for test in its):3} of {len(its):3} tests passed")
+            lines.append(f"stage {number}  {stage_title(number):13} {sum(test['outcome'] == 'passed' for test in its):3} of {len(its):3} tests passed")
     clauses = by_clause(tests)
     got, most = sum(score(clause, its) for clause, its in clauses.items()), sum(POINTS.get(clause, 1) for clause in clauses)
     lines.append(f"{got} of {most} points in {time.monotonic() - run.began:.1f} s; "
@@ -499,8 +523,10 @@ def main(argv=None):
         print(f"grade.py: no test of stage {', '.join(map(str, numbers))} has {args.k!r} in its name", file=sys.stderr)
         return 2
     failed = [test for test in run.tests.values() if test["outcome"] not in ("passed", "skipped")]
-    for test in failed:
+    for test in failed[:REPORTS]:
         print(report(test, run), end="\n\n")
+    for test in failed[REPORTS:]:
+        print(f"FAIL {test['number']}  {stage_title(test['stage'])}: {test['title']}  SPEC {', '.join(test['clauses'])}  again: {again(test, run)}")
     print("\n".join(notes(run) + summary(run)))
     return 1 if failed or run.broken or run.stopped else 0
 

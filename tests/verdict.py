@@ -11,13 +11,19 @@ The program under test gets neither pipe: subprocess closes them.
 
 import json
 import os
+import re
 import resource
 import struct
 import time
 
 import pytest
 
+import explain
 import processes
+from harness import framed, trace
+from messages_pb2 import Response
+from mistakes import WORDS, Facts, likely, mended, message
+from steps import shortened
 
 TOKENS, REPORTS = (int(os.environ.pop(name)) for name in ("GRADE_TOKENS", "GRADE_REPORTS"))
 HIDDEN = os.environ.pop("GRADE_HIDDEN", "")
@@ -58,7 +64,7 @@ def described(item):
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     left_out = [item for item in items if not SLOW and item.get_closest_marker("slow")]
-    foreign = [item for item in items if not OURS and (item.get_closest_marker("ours") or "run_patched" in item.fixturenames)]
+    foreign = [item for item in items if not OURS and item.get_closest_marker("ours")]
     items[:] = [item for item in items if item not in left_out and item not in foreign]
     tell(slow=len(left_out), ours=len(foreign))
 
@@ -94,4 +100,155 @@ def pytest_runtest_makereport(item, call):
         return
     now["outcome"] = report.outcome
     if report.failed:
-        now["failure"] = {"steps": [], "step": 0, "sent": None, "expected": "", "got": str(call.excinfo.value)[:2000], "offset": None, "likely": None}
+        now["failure"] = failure(item, call.excinfo)
+
+
+# A failure as facts. Expected and got are what a part of the harness has judged last, or the two sides of the comparison
+# that failed: a value that was part of an answer is shown as the whole answer, once as it came and once as it should be.
+
+
+compared = None  # (op, left, right, trace.clock) of the last comparison that failed
+
+
+def pytest_assertrepr_compare(config, op, left, right):
+    global compared
+    compared = op, left, right, trace.clock
+
+
+def failure(item, excinfo):
+    """What the report of a failed test says (README of the format: lab/grade.py, results.json)."""
+    steps = list(trace.steps)
+    expected, got, kind = sides(item, excinfo)
+    left, right = compared[1:3] if compared and compared[3] == trace.clock else (None, None)
+    words, at = numbered(steps)
+    facts = Facts(trace.sent, expected, got, clauses_of(item), item.name, words, left, right)
+    if isinstance(got, bytes) and isinstance(expected, str) and kind and mended(got)[0]:
+        expected = mended(got)[0]
+    offset = first_difference(expected, got)
+    return {"steps": [f"{number} {said}" for number, said in enumerate(words, start=1)], "step": at,
+            "sent": shortened(trace.sent[0]) if trace.sent else None, "sent_lines": explain.render(*trace.sent)[:24] if trace.sent else [],
+            "expected": told(expected, offset), "got": told(got, offset), "offset": offset,
+            "lines": lines(expected, got, kind), "likely": likely(facts)}
+
+
+def numbered(steps):
+    """(the steps in words, those that repeat the one before as one, and the number of the last that the test itself did; of the last, if it only waited)."""
+    words, times, at = [], [], 0
+    for step in steps:
+        if words and words[-1] == step.words():
+            times[-1] += 1
+        else:
+            words.append(step.words())
+            times.append(1)
+        at = len(words) if step.by_test else at
+    return [said + (f" ({count} times)" if count > 1 else "") for said, count in zip(words, times)], at if at and not words[at - 1].startswith("started") else len(words)
+
+
+def sides(item, excinfo):
+    """(expected, got, kind): bytes, or words. `kind` is "response" or "request" for frames."""
+    if compared and excinfo.errisinstance(AssertionError) and compared[3] == trace.clock and str(excinfo.value) and not judged_here(excinfo):
+        return of_comparison(*compared[:3])
+    if trace.verdict and trace.verdict[3] == trace.clock and (not excinfo.errisinstance(AssertionError) or judged_here(excinfo) or last_statement(excinfo, "is_refused", "is_closed")):
+        return trace.verdict[:3]
+    if excinfo.errisinstance(AssertionError):
+        secret = bool(HIDDEN) and str(item.path).startswith(HIDDEN)
+        dead = trace.ended()
+        said = str(excinfo.value).splitlines()[0] if str(excinfo.value) else "it did not hold"
+        return ("what this test asserts" if secret else str(excinfo.traceback[-1].statement).strip()[:300],
+                dead or ("it did not hold" if secret else said[:300]), None)
+    return "a test that comes to its end", f"{excinfo.typename}" + ("" if HIDDEN else f": {str(excinfo.value)[:300]}"), None
+
+
+def judged_here(excinfo):
+    """Whether the exception comes from the harness, which has judged."""
+    return os.path.basename(str(excinfo.traceback[-1].path)) == "harness.py"
+
+
+def last_statement(excinfo, *names):
+    return any(name in str(excinfo.traceback[-1].statement) for name in names)
+
+
+def of_comparison(op, left, right):
+    frame, kind = trace.received or (b"", None)
+    if op == "not in" and left == "Traceback":
+        return "no traceback", trace.ended() or str(right)[-300:], None
+    if op == "==" and kind == "response":
+        lifted = as_frames(frame, left, right)
+        if lifted:
+            return (*lifted, "response")
+    if isinstance(left, bytes) and isinstance(right, bytes) and op == "==":
+        if frame[8:] == left:
+            return framed(right), frame, kind
+        return right, left, "response" if left == frame or message(right, Response).WhichOneof("type") else None
+    return ("" if op == "==" else f"{op} ") + in_words(right), in_words(left), None
+
+
+def in_words(value):
+    return (value if isinstance(value, str) else shortened(value) if isinstance(value, bytes) else repr(value))[:400]
+
+
+def as_frames(frame, left, right):
+    """(the frame that was expected, that came), if `left` is a part of the answer that came last; None if it is not."""
+    try:
+        answer = Response.FromString(frame[8:])
+    except Exception:  # no message
+        return None
+    kind = answer.WhichOneof("type")
+    if kind and isinstance(left, str) and left.split()[0] == kind and isinstance(right, str) and re.fullmatch(r"bad [A-Z_]+", right):
+        return framed(Response(bad=Response.Bad(code=right[4:], reason=answer.bad.reason or "why"))), frame
+    if kind and isinstance(left, str) and left.split()[:1] == [kind] and right in WORDS:
+        return (framed(Response(ok=Response.Ok())) if right == "ok" else f"{WORDS[right]}: the message begins with {FIRST_BYTES[right]}"), frame
+    if isinstance(left, bytes) and isinstance(right, bytes) and left == answer.chunk:
+        return framed(Response(chunk=right)), frame
+    if isinstance(left, list) and isinstance(right, list):
+        expected = Response()
+        expected.CopyFrom(answer)
+        if left == list(answer.chunks_query.chunk_ids) and all(isinstance(value, int) for value in right):
+            expected.chunks_query.SetInParent()
+            expected.chunks_query.chunk_ids[:] = right
+            return framed(expected), frame
+        if set(left) <= set(answer.peer_list.addresses) and all(isinstance(value, str) and ":" in value for value in right):
+            expected.peer_list.SetInParent()
+            kept = [address for address in answer.peer_list.addresses if address in right or address not in left]
+            expected.peer_list.addresses[:] = list(dict.fromkeys(kept)) + [address for address in right if address not in kept]
+            return framed(expected), frame
+    expected = Response()
+    expected.CopyFrom(answer)
+    return (framed(expected), frame) if replace(expected, left, right) else None
+
+
+FIRST_BYTES = {"bad": "12", "peer_list": "1a", "chunks_query": "22", "chunk": "2a"}
+
+
+def replace(message, old, new):
+    """Put another value in the place of one that is in the message; whether there was one."""
+    for field, value in message.ListFields():
+        if field.message_type and not isinstance(value, (list, tuple)) and hasattr(value, "ListFields"):
+            if replace(value, old, new):
+                return True
+        elif not field.message_type and type(value) in (int, bytes, str) and value == old and type(new) is type(old):
+            setattr(message, field.name, new)
+            return True
+    return False
+
+
+def first_difference(expected, got):
+    """The offset of the first byte that differs, if both are bytes."""
+    if isinstance(got, bytes) and isinstance(expected, str) and "the message begins with" in expected:
+        return 8
+    if not (isinstance(expected, bytes) and isinstance(got, bytes)) or expected == got:
+        return None
+    return next((at for at, (a, b) in enumerate(zip(expected, got)) if a != b), min(len(expected), len(got)))
+
+
+def told(side, offset):
+    return shortened(side, offset) if isinstance(side, bytes) else side
+
+
+def lines(expected, got, kind):
+    """Both as the lines of lab/explain.py; none for words."""
+    if kind and isinstance(expected, bytes) and isinstance(got, bytes):
+        return explain.difference(expected, got, kind)[1]
+    if kind and isinstance(got, bytes):
+        return [f"got       {len(got)} bytes", *explain.render(got, kind)]
+    return []

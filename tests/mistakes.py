@@ -1,0 +1,292 @@
+"""Mistakes that programs make, and how each is known by its bytes: the line `likely` of a failure report.
+
+LIKELY is a list of (hint, predicate), tried from the top; BY_CLAUSE has what to look at when none fits. A predicate is given
+the facts of a failure, a Facts; if it raises, it does not fit. A hint is one line: what seems to happen - what to do instead.
+To add a mistake, add a line; tests/test_grade.py shows how each is tried.
+"""
+
+import re
+import struct
+
+from messages_pb2 import Request, Response
+
+CHUNK = 262_144  # bytes
+
+
+class Facts:
+    """What is known of a failure.
+
+    `sent`: the message that the program under test was last told. `expected`, `got`: bytes, or words. `want`, `answer`: the
+    same two as a Response (an empty one, if they are words or no message). `left`, `right`: the values of a comparison that
+    failed. `words`: expected, got and output together. `steps`: their words.
+    """
+
+    def __init__(self, sent, expected, got, clauses, name, steps, left=None, right=None):
+        self.sent = message(sent[0], Request if sent[1] == "request" else Response) if sent else Request()
+        self.pieces = "pieces)" in " ".join(steps[-4:])
+        self.expected, self.got = expected, got
+        self.want, self.answer = message(expected, Response), message(got, Response)
+        self.clauses, self.name, self.steps, self.left, self.right = clauses, name, steps, left, right
+        self.words = " ".join(str(part) for part in (expected, got) if isinstance(part, str))
+
+    def asked(self):
+        return self.sent.WhichOneof("type")
+
+    def silent(self):
+        """No byte came in time."""
+        return isinstance(self.got, str) and "until the wait was over" in self.got
+
+    def closed(self):
+        return isinstance(self.got, str) and ("end of stream" in self.got or "reset" in self.got)
+
+    def answered_before(self):
+        """Whether this connection had brought an answer before."""
+        for step in reversed(self.steps[:-1]):
+            if step.startswith("connected"):
+                return False
+            if step.startswith("got"):
+                return True
+        return False
+
+
+def message(frame, kind):
+    """The message in a frame; an empty one if there is none."""
+    try:
+        if isinstance(frame, bytes) and int.from_bytes(frame[:8], "big") == len(frame) - 8:
+            return kind.FromString(frame[8:])
+    except Exception:  # whatever the parser of this version of protobuf raises
+        pass
+    return kind()
+
+
+LENGTHS = [  # (bytes of the length, how they are read, what is counted besides the message, hint)
+    (8, "little", 0, 'the length is little-endian – write it big-endian, struct.pack("!Q", n)'),
+    (8, "big", 8, "the length counts its own eight bytes – it is that of the message alone"),
+    (4, "big", 0, 'the length has 4 bytes – it has 8, struct.pack("!Q", n)'),
+    (4, "little", 0, 'the length has 4 bytes, and little-endian – it has 8, big-endian, struct.pack("!Q", n)'),
+    (2, "big", 0, 'the length has 2 bytes – it has 8, struct.pack("!Q", n)'),
+    (1, "big", 0, 'the length is a varint, as between messages in a file – here it has 8 bytes, big-endian, struct.pack("!Q", n)'),
+    (0, "big", 0, "the message comes without its length – 8 bytes, big-endian, before each message"),
+]
+
+
+def mended(came):
+    """(the frame that these bytes were probably meant to be, hint); (None, None) if they are well framed or past help."""
+    if len(came) >= 8 and int.from_bytes(came[:8], "big") == len(came) - 8:
+        if has_type(came[8:]) or not has_type(came[8:-8]):
+            return None, None
+        came = came[:-8]  # the next frame's length, taken for the end of this one
+    for size, order, besides, hint in LENGTHS:
+        body = came[size:]
+        counted = int.from_bytes(came[:size], order)
+        if body and (counted == len(body) + besides if size else has_type(body)):
+            return struct.pack("!Q", len(body)) + body, hint
+    return None, None
+
+
+def has_type(body):
+    for kind in (Response, Request):
+        try:
+            if kind.FromString(body).WhichOneof("type"):
+                return True
+        except Exception:  # no message
+            pass
+    return False
+
+
+def zeros(data):
+    return len(data) > 0 and not any(data)
+
+
+def missing(f):
+    """Addresses that were expected and did not come."""
+    return set(f.want.peer_list.addresses) - set(f.answer.peer_list.addresses)
+
+
+def too_many(f):
+    return set(f.answer.peer_list.addresses) - set(f.want.peer_list.addresses)
+
+
+def joined(f):
+    """The address in the last Join."""
+    return f.sent.join.listening_addr
+
+
+def has(f, kind):
+    return f.answer.WhichOneof("type") == kind
+
+
+WORDS = {"ok": "Ok", "bad": "Bad", "peer_list": "a peer list", "chunks_query": "a list of chunk ids", "chunk": "a chunk"}  # of answers
+
+
+def wants(f, kind):
+    """Whether an answer of this kind was expected."""
+    return f.want.WhichOneof("type") == kind or isinstance(f.expected, str) and bool(re.match(WORDS[kind] + r"\b(?! ids)", f.expected))
+
+
+LIKELY = [
+    # Nothing works yet.
+    ("this function is not written yet – the note that is named says what it is to do", lambda f: "NotImplementedError" in f.words),
+    ("a module is missing – put everything that the program imports beside it", lambda f: re.search("ModuleNotFoundError|ImportError|Cannot find module", f.words)),
+    ("the program does not take these arguments – see clauses CL of lab/SPEC.md for the command line", lambda f: re.search("exit code 2\\b", f.got)),
+    ("an exception ended the program – its last line is shown; catch what a network does, in each connection", lambda f: re.search("exit code [1-9]|Traceback|Error:", str(f.got))),
+    ("the program does not print `listening on port N` – print that line, flushed, once it accepts connections (CL-1)", lambda f: "listening on port" in f.words),
+    ("the program has ended though it should serve on – is its last thread a daemon?", lambda f: "exit code 0" in f.got and "exit code" not in f.expected),
+    # Framing.
+    *[(hint, lambda f, hint=hint: mended(f.got)[1] == hint) for *_, hint in LENGTHS],
+    ("this is text – frames hold an 8-byte length and a protobuf message", lambda f: f.got[:1] in (b"{", b"[", b"H", b"<") and f.got[:20].isascii()),
+    ("one recv() was taken for a whole message – TCP may cut it anywhere; read on until all bytes of the length, then of the message, are there",
+     lambda f: f.pieces and (f.silent() or f.closed() or has(f, "bad"))),
+    ("two frames came in one segment and only the first was seen – read exactly as many bytes as the length says, and keep the rest",
+     lambda f: "two frames" in f.name),
+    # Zero is false.
+    ('`if request.fetch_chunk.chunk_id:` – 0 is false, and absent on the wire; ask WhichOneof("type")',
+     lambda f: f.asked() == "fetch_chunk" and f.sent.fetch_chunk.chunk_id == 0 and (f.closed() or f.silent() or has(f, "bad")) and wants(f, "chunk")),
+    ('an empty message is taken for none – its presence is its meaning; ask WhichOneof("type")',
+     lambda f: f.sent.ByteSize() == 2 and (has(f, "bad") and f.answer.bad.code in (0, 1) or f.closed()) and not wants(f, "bad")),
+    # Chunks.
+    ("the last chunk is padded with zeros – it has only the bytes that the file still has",
+     lambda f: f.want.chunk and f.answer.chunk.startswith(f.want.chunk) and zeros(f.answer.chunk[len(f.want.chunk):])),
+    ("the answer goes on beyond the chunk – it ends with the chunk", lambda f: f.want.chunk and f.answer.chunk.startswith(f.want.chunk) and len(f.answer.chunk) > len(f.want.chunk)),
+    ("the chunk is cut short – one read or send may do less than it was asked for; go on until all is done",
+     lambda f: f.answer.chunk and f.want.chunk.startswith(f.answer.chunk) and len(f.answer.chunk) < len(f.want.chunk)),
+    ("zeros are sent for a chunk that is not held – answer Bad with code NOT_HELD", lambda f: wants(f, "bad") and zeros(f.answer.chunk)),
+    ("an empty chunk is sent where there is none – answer Bad", lambda f: wants(f, "bad") and has(f, "chunk") and not f.answer.chunk),
+    ("bytes are sent that are no chunk of the file, or are not held – check the id against the chunk size, the file's size and what is held; answer Bad",
+     lambda f: wants(f, "bad") and has(f, "chunk")),
+    ("another chunk's bytes are sent – the chunk id is a byte offset, not an index, and not to be multiplied by the chunk size",
+     lambda f: f.want.chunk and f.answer.chunk and f.sent.fetch_chunk.chunk_id),
+    ("the answer is the first chunk's for every id – seek to the chunk id", lambda f: f.want.chunk and f.answer.chunk),
+    ("chunks are listed by index – a chunk id is the byte offset: index times chunk size",
+     lambda f: len(f.answer.chunks_query.chunk_ids) > 1 and max(f.answer.chunks_query.chunk_ids) < len(f.answer.chunks_query.chunk_ids) + 1),
+    ("chunks are asked for by index – a chunk id is the byte offset: index times chunk size",
+     lambda f: 0 < max(f.left) < 1000 <= max(f.right)),
+    ("chunks are listed that are not held – list an id only when its bytes were verified and written",
+     lambda f: has(f, "chunks_query") and set(f.answer.chunks_query.chunk_ids) > set(f.want.chunks_query.chunk_ids) and "CQ-3" not in f.clauses),
+    ("`known` is ignored – leave out as many ids of the list as the asker says that it knows",
+     lambda f: has(f, "chunks_query") and f.sent.chunks_query.known and len(f.answer.chunks_query.chunk_ids) > len(f.want.chunks_query.chunk_ids)),
+    ("the ids are sorted, or in the order of a set – keep them in the order in which the chunks came",
+     lambda f: has(f, "chunks_query") and sorted(f.answer.chunks_query.chunk_ids) == sorted(f.want.chunks_query.chunk_ids)),
+    # The tracker's list.
+    ("the list lacks the peer that joins – list it first, then answer", lambda f: joined(f) and any(address.endswith(joined(f)[-5:]) for address in missing(f))),
+    ("a peer is listed under the IP address that it announced – take the address of the connection, and only the port from the message",
+     lambda f: {address.rpartition(":")[2] for address in missing(f)} & {address.rpartition(":")[2] for address in too_many(f)}),
+    ("the asker itself is listed – asking for the list does not make a peer", lambda f: "PL-2" in f.clauses and too_many(f) and f.asked() == "peer_list"),
+    ("peers whose lease has run out are still told – leave them out of each answer, or sweep them before",
+     lambda f: too_many(f) and {"AP-3", "JN-5"} & set(f.clauses)),
+    ("who sends proofs is forgotten all the same – a proof starts the lease again from that moment", lambda f: missing(f) and "AP-1" in f.clauses),
+    ("a proof of a peer that is not listed is thrown away – list it, by the rules of Join", lambda f: missing(f) and {"AP-2", "AP-7"} & set(f.clauses)),
+    ("a peer is listed twice – its address is the key, and a second Join only renews", lambda f: len(set(f.answer.peer_list.addresses)) < len(f.answer.peer_list.addresses)),
+    ("the lease is told in seconds – the field is in milliseconds", lambda f: f.answer.peer_list.lease_ms * 1000 == f.want.peer_list.lease_ms > 0),
+    ("the digests are hexadecimal text – the field holds raw bytes, digest() and not hexdigest()",
+     lambda f: len(f.answer.peer_list.file.digests) == 2 * len(f.want.peer_list.file.digests) > 0),
+    ("there is one digest for the whole file – there is one for each chunk", lambda f: len(f.answer.peer_list.file.digests) == 32 < len(f.want.peer_list.file.digests)),
+    ("the answer to Join has no description of the file – fill the field file", lambda f: f.asked() == "join" and not f.answer.peer_list.HasField("file") and has(f, "peer_list") and "JN-2" in f.clauses),
+    ("peers are missing in the list – answer with all live peers, also those that joined on other connections; is the table shared, and under a lock?", missing),
+    ("peers are listed that should not be", too_many),
+    # Refusals.
+    ("everything is answered Ok – Ok answers Active Proof only", lambda f: has(f, "ok") and not wants(f, "ok")),
+    ("Active Proof is answered with a list – its answer is Ok", lambda f: has(f, "peer_list") and f.want.WhichOneof("type") == "ok"),
+    ("Bad has no code or no reason – programs need the code, people the reason", lambda f: has(f, "bad") and wants(f, "bad") and (not f.answer.bad.code or not f.answer.bad.reason)),
+    ("this Bad has another code than the clause says", lambda f: has(f, "bad") and f.want.WhichOneof("type") == "bad"),
+    ("what is wrong is taken as if it were right – check it, and answer Bad", lambda f: f.want.WhichOneof("type") == "bad" and f.answer.WhichOneof("type")),
+    ("the connection is closed where Bad is due – a refused request is an answer like any other; go on reading", lambda f: f.closed() and wants(f, "bad")),
+    ("an asker that did not say busy_ok is told BUSY – let it wait for its turn", lambda f: f.answer.bad.code == 6 and not f.sent.fetch_chunk.busy_ok),
+    ("a good request is refused", lambda f: has(f, "bad")),
+    # Connections.
+    ("the connection is closed after one answer – read the next request from it, until the other side closes", lambda f: f.closed() and f.answered_before()),
+    ("nothing listens there any more, or not yet – accept connections before Join is sent, and for as long as the program runs", lambda f: re.search("refused", f.got)),
+    ("the connection was closed without an answer – an exception in the handler? print it to see", lambda f: f.closed() and "a connection" not in f.expected),
+    ("one connection keeps all others waiting – a thread for each, as in ThreadingTCPServer, and no lock while sending or reading",
+     lambda f: f.silent() and ({"WF-10", "FC-6", "FC-14"} & set(f.clauses) or "WF-9" in f.clauses)),
+    ("no answer – is it still in a buffer (flush), or does the program read until the connection ends?", lambda f: f.silent() and f.asked() and isinstance(f.expected, (str, bytes)) and f.steps and "after 0 bytes" in f.steps[-1]),
+    # Heartbeats.
+    ("proofs stop after the first – threading.Timer fires once; start the next one from the first", lambda f: "Active Proof" in f.expected and re.match("1 of them", f.got)),
+    ("no proof is sent – start the timer once Join was answered", lambda f: "Active Proof" in f.expected and re.match("0 of them", f.got)),
+    ("proofs come too slowly – one every third of the lease that the tracker told (lease_ms), also while something else waits", lambda f: "AP-4" in f.clauses),
+    # What a leecher makes of others.
+    ("the file has zeros where chunks should be – count a chunk when it was verified and written, not when it was asked for",
+     lambda f: isinstance(f.got, bytes) and isinstance(f.expected, bytes) and len(f.got) == len(f.expected) and any(zeros(f.got[at:at + 1000]) for at in range(0, len(f.got), 1000))),
+    ("wrong bytes were kept – compare the length and the SHA-256 of each chunk before it is written or offered", lambda f: "FC-9" in f.clauses and "banned" not in f.expected),
+    ("a request of no length or of a wrong one", lambda f: isinstance(f.got, bytes) and len(f.got) < 8),
+]
+
+
+BY_CLAUSE = {
+    "WF-1": "the length is 8 bytes, big-endian, and counts the message alone",
+    "WF-2": "TCP cuts and joins as it likes – read until as many bytes are there as the length says, and no more",
+    "WF-3": "after an answer, read the next request from the same connection",
+    "WF-4": "the other side may close after each answer – connect anew for the next request, and do not count that as a failure",
+    "WF-5": "look at the length before reading or reserving anything, and close if it is above 65,536",
+    "WF-6": "what does not parse ends this connection, and no other",
+    "WF-7": 'ask WhichOneof("type"); None is answered Bad with code NO_TYPE, and the connection kept',
+    "WF-8": "a request for the other role is answered Bad with code WRONG_ROLE, and the connection kept",
+    "WF-9": "the deadline is for the whole frame – a timeout for each recv() does not end it",
+    "WF-10": "a thread for each connection; one that ends or says nothing concerns no other",
+    "WF-11": "skip fields that are unknown – the parser does; do not refuse what it has skipped",
+    "WF-12": 'presence is meaning – WhichOneof("type"), never the truth of a field',
+    "WF-13": "when as many connections are open as there may be, close the one that has waited longest",
+    "JN-1": "list the joining peer first, then answer with all live peers",
+    "JN-2": "the answer to Join carries file and lease_ms",
+    "JN-3": "take the IP address from the connection and the port from the message",
+    "JN-4": "an address is a literal IP, a colon, and a port from 1 to 65535; everything else is Bad with code BAD_ADDRESS",
+    "JN-5": "the address is the key of the table: a second Join renews the entry",
+    "JN-6": "loopback means nothing elsewhere – tell the address at which the asker reached the tracker",
+    "JN-7": "count the peers of each IP address; beyond the bound answer Bad with code FULL",
+    "JN-8": "listen first, then join",
+    "AP-1": "the answer is Ok, and the lease starts again",
+    "AP-2": "a proof of a peer that is not listed lists it",
+    "AP-3": "compare each entry's time with now when you answer – a sweep alone comes too late",
+    "AP-4": "a timer that starts itself again, every third of lease_ms, for as long as the peer runs",
+    "AP-5": "check the address of Active Proof as that of Join",
+    "AP-6": "compare content_id, if it is there, with the file's; the peer that is told OTHER_FILE ends with exit code 4",
+    "AP-7": "a proof that fails is no reason to send no more; one that is received counts before it is answered",
+    "PL-1": "all live peers, whoever asks; set the list also when it is empty (SetInParent)",
+    "PL-2": "asking lists nobody and renews nothing",
+    "PL-3": "leave out your own address",
+    "PL-4": "skip what is no address, and stop at 50 neighbors",
+    "PL-5": "while no neighbor has what is wanted, ask for the list again each second",
+    "CQ-1": "list what was verified and written; set the list also when it is empty (SetInParent)",
+    "CQ-2": "append to a list when a chunk comes to be held; do not sort",
+    "CQ-3": "answer with the list from index `known` on",
+    "CQ-4": "add what is told to what is known of that neighbor; on a new connection begin at known 0",
+    "CQ-5": "ignore ids that are no multiple of the chunk size, or not below the file's size",
+    "FC-1": "seek to the chunk id, and send exactly the chunk",
+    "FC-2": "the last chunk is min(chunk size, size - id) bytes",
+    "FC-3": 'WhichOneof("type"), never `if request.fetch_chunk.chunk_id`',
+    "FC-4": "refuse ids that are no multiple of the chunk size, or not below the file's size, with code NO_SUCH_CHUNK",
+    "FC-5": "refuse what is not held with code NOT_HELD",
+    "FC-6": "BUSY is for those that said busy_ok; others wait for a slot",
+    "FC-7": "after BUSY, pause for a random time, at most 20 requests a second to this neighbor",
+    "FC-8": "ask a neighbor only for ids that it has listed",
+    "FC-9": "compare length and SHA-256 before writing; ban who sends wrong bytes, and fetch elsewhere",
+    "FC-10": "count refusals in a row for each neighbor; a chunk that comes sets the count to 0, BUSY does not count",
+    "FC-11": "a deadline for silence and one for the whole answer; give the chunk free when it is over",
+    "FC-12": "when a chunk arrives, look whether it is held already",
+    "FC-13": "compare the digest of what is read before it is sent, or notice that the file has changed",
+    "FC-14": "a deadline for sending too: who stops reading loses its slot",
+    "FD-1": "one raw SHA-256 for each chunk, in order",
+    "FD-2": "double the chunk size until there are at most 16,384 chunks",
+    "FD-3": "compare size, chunk size and number of digests before anything is reserved",
+    "FD-4": "SHA-256 over size and chunk size, 8 bytes big-endian each, then all digests",
+    "FD-5": "escape control characters of the name, and never open it as a path",
+    "SW-1": "several neighbors at once; for each the chunk, of those that it has, that the fewest hold",
+    "SW-2": "offer a chunk at once when it is held – and do not hold a lock while sending",
+    "SW-3": "go on serving when complete",
+    "SW-4": "the tracker's end is no reason to end",
+    "SW-5": "when only chunks under way are left, ask a second neighbor for one that has been for long",
+    "SW-6": "forget who cannot be reached, and dial it again only after pauses that grow",
+    "SW-7": "after 60 s in which nobody had what is wanted: exit code 7, and keep OUT.part",
+    "SW-8": "ask neighbors for news, and the tracker for new peers, within about a second",
+}
+
+
+def likely(facts):
+    """The hint that fits these facts best; None if none is known."""
+    for hint, fits in LIKELY:
+        try:
+            if fits(facts):
+                return hint
+        except (TypeError, ValueError, AttributeError, IndexError):
+            continue  # it looks at what this failure has not
+    return next((BY_CLAUSE[clause] for clause in facts.clauses if clause in BY_CLAUSE), None)
