@@ -26,6 +26,8 @@ What it is held against, for a file of F bytes in M chunks, N leechers, upload l
     peer to peer     max{ F/u_s, F/d_min, N·F/(u_s + Σu) }         bits may flow on as soon as they arrive
     chunked floor    (M + ⌊log₂N⌋)·τ                               a chunk must be whole first; all limits equal
 
+A ratio may be below 1 by up to 50 ms: so much upload may a program make up for after a pause (peer.PACE_BURST).
+
 Reading order: bounds - processes - the swarm - one run - several runs - table, CSV, JSON - the figure - main.
 """
 
@@ -59,10 +61,11 @@ TRACKER = os.path.join(ROOT, "tracker.py")
 NUMBERS = 1, 2, 4, 8, 16, 32     # leechers in the figure
 QUICK_NUMBERS = 1, 2, 4, 8
 CHUNK_SIZE = 64 * peer.KIB       # small files, so that 33 copies stay in memory
-CHUNKS, QUICK_CHUNKS = 40, 16    # F/u is 2.5 s, and 1 s
-TAU = 1 / 16                     # seconds to upload a chunk; at N = 32 half of two cores is enough for it
-EXCHANGES = 256                  # chunks a second in the whole swarm, at most, when --point chooses the limit
+CHUNKS, QUICK_CHUNKS = 20, 16    # F/u is 2.5 s, and 1 s
+TAU, QUICK_TAU = 1 / 8, 1 / 16   # seconds to upload a chunk: N = 32 is 256 chunks a second in the swarm, of some 3 ms of processor time each
+EXCHANGES = 80                   # chunks a second in the swarm for each processor, at most, when --point chooses the limit
 BUSY = 0.5                       # share of the processors above which it is they that are measured, not the links
+FEWEST_CHUNKS = 8                # in a file that is halved
 HALVINGS = 3                     # of the limit, until the processors are less busy than that
 RUNS = 3                         # of each peer-to-peer point; its median counts
 LEASE = 60                       # seconds: whoever is stopped while the others start must not expire
@@ -70,7 +73,7 @@ LOOK_SECONDS = 0.01              # between two looks at the events while the swa
 WATCH_SECONDS = 0.1              # ... and while it is measured: the times are in the events, so this only costs
 START_SECONDS = 60               # for all processes to start and find each other
 SETTLE_SECONDS = 0.2             # for the connections, once everyone has heard of everyone
-PATIENCE = 10                    # times the bound, and START_SECONDS more: then a run has failed
+PATIENCE = 4                     # times the bound, and START_SECONDS more: then a run has failed
 HIDDEN_HOSTS = "127.0.0.2", "::1"  # where a client listens, and is not looked for; the first is not on every system
 
 
@@ -172,6 +175,15 @@ class Process:
     def bytes_sent(self):
         return sum(event["bytes"] for event in map(json.loads, self.transfers) if event["event"] == "sent")
 
+    def cpu_seconds(self):
+        """Processor time that it has used so far; 0 where that cannot be told."""
+        try:
+            with open(f"/proc/{self.process.pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except OSError:
+            return 0.0
+
     def close(self):
         self.process.wait()
         self.events.close()
@@ -269,6 +281,9 @@ class Swarm:
         self.start_leechers(limits, host, lambda leecher: None)
         return min(leecher.happened["joined"]["t"] for leecher in self.leechers)
 
+    def cpu_seconds(self):
+        return sum(process.cpu_seconds() for process in self.processes)
+
     def complete(self):
         return all([leecher.has("complete") for leecher in self.leechers])  # all are read, also after one that is not
 
@@ -290,6 +305,7 @@ class Result(NamedTuple):
     seeder_bytes: int    # sent by the seeder, in whole chunks
     peer_bytes: list     # sent by each leecher
     cpu: float           # share of all processors that was busy meanwhile, with whatever else; None where it cannot be told
+    own: float = 0.0     # the swarm's own part of that
 
 
 def cpu_times():
@@ -330,15 +346,16 @@ def run_swarm(n, chunks, chunk_size, limit, *, seeder=1.0, slow=None, client_ser
     with tempfile.TemporaryDirectory(prefix="distribution-") as folder, Swarm(folder, size, chunk_size, program) as swarm:
         swarm.start_seeder(seeder * limit)
         began = (swarm.begin_staggered if staggered else swarm.begin_together)(limits, host)
-        before = cpu_times()
+        before, own, since = cpu_times(), swarm.cpu_seconds(), time.monotonic()
         eventually(swarm.complete, START_SECONDS + PATIENCE * worst, "every leecher to be complete", WATCH_SECONDS)
         cpu = cpu_share(before, cpu_times())
+        own = (swarm.cpu_seconds() - own) / (time.monotonic() - since) / (os.cpu_count() or 1)
         for process in swarm.processes:
             process.read()
         swarm.check()
         keep_events(swarm, events)
         times = [leecher.happened["complete"]["t"] - began for leecher in swarm.leechers]
-        return Result(max(times), times, swarm.seeder.bytes_sent(), [leecher.bytes_sent() for leecher in swarm.leechers], cpu)
+        return Result(max(times), times, swarm.seeder.bytes_sent(), [leecher.bytes_sent() for leecher in swarm.leechers], cpu, own)
 
 
 # Several runs.
@@ -409,23 +426,25 @@ def measure(setup, runs, **options):
         results.append(attempt(setup, **options))
         print(describe_run(results[-1], setup, number, runs), flush=True)
         if (results[-1].cpu or 0) > BUSY:
-            print(f"warning: the processors were more than {100 * BUSY:.0f} % busy, so this measures them and not the links; take a lower --limit", flush=True)
+            print(f"warning: the processors were more than {100 * BUSY:.0f} % busy, so this may measure them and not the links; "
+                  + ("take a lower --limit" if results[-1].own > BUSY else "other programs are at work"), flush=True)
     return Point(setup, results, *bounds(setup))
 
 
 def fitting(setup, keep_duration, **options):
-    """The configuration with its limit halved until the processors are less than half busy.
+    """The configuration with its limit halved until the swarm keeps less than half of the processors busy.
 
-    With `keep_duration` the file is halved with it, so that the whole takes no longer.
+    What other programs use does not count: a lower limit would not help. With `keep_duration` the file is
+    halved with it, so that the whole takes no longer, as long as there are chunks enough.
     """
     for _ in range(HALVINGS):
         run = attempt(setup, **options)
-        print(f"trial N={setup['n']}, limit {peer.human(setup['limit'])}/s: {percent(run.cpu)}", flush=True)
-        if (run.cpu or 0) <= BUSY:
+        print(f"trial N={setup['n']}, limit {peer.human(setup['limit'])}/s: {percent(run.cpu)}, {100 * run.own:.0f} % by this swarm", flush=True)
+        if run.own <= BUSY or (keep_duration and setup["chunks"] < 2 * FEWEST_CHUNKS):
             break
         setup = setup | {"limit": setup["limit"] / 2}
         if keep_duration:
-            setup["chunks"] = max(8, setup["chunks"] // 2)
+            setup["chunks"] //= 2
     return setup
 
 
@@ -440,7 +459,7 @@ def rows(points):
             yield {"mode": "client-server" if point.setup["client_server"] else "peer-to-peer", "n": point.setup["n"], "run": number,
                    "makespan_s": round(makespan, 4), "bound_s": round(point.bound, 4), "over_bound": round(makespan / point.bound, 4),
                    "floor_s": point.floor and round(point.floor, 4), "over_floor": point.floor and round(makespan / point.floor, 4),
-                   "seeder_files": round(run.seeder_bytes / point.size(), 4), "cpu_share": run.cpu and round(run.cpu, 3)}
+                   "seeder_files": round(run.seeder_bytes / point.size(), 4), "cpu_share": run.cpu and round(run.cpu, 3), "own_cpu_share": round(run.own, 3)}
 
 
 def write_csv(points, path):
@@ -473,11 +492,11 @@ def table(points):
 # The figure.
 
 
-def panel(picture, box, numbers, y, title, below):
+def panel(picture, box, numbers, y, title):
     """A plot over N, with its axes."""
     plot = svg.Plot(picture, box, (0, max(numbers) * 1.03), y)
     plot.y_axis(title)
-    plot.x_axis("number of leechers N" if below else "", marks=sorted({0, *numbers}))
+    plot.x_axis("number of leechers N", marks=sorted({0, *numbers}))
     return plot
 
 
@@ -487,7 +506,7 @@ def draw_times(picture, points, setup):
     size, limit, seeder = setup["chunks"] * setup["chunk_size"], setup["limit"], setup["seeder"] * setup["limit"]
     tau = setup["chunk_size"] / limit
     highest = max(max(point.makespan(), point.bound) for point in points)
-    plot = panel(picture, (76, 100, 700, 430), numbers, (0, highest * 1.04), "distribution time (s)", True)
+    plot = panel(picture, (76, 100, 700, 430), numbers, (0, highest * 1.04), "distribution time (s)")
     fine = [1 + step * (max(numbers) - 1) / 200 for step in range(201)]
     plot.curve([(n, client_server_bound(n, size, seeder)) for n in fine], 0)
     plot.curve([(n, max(size / seeder, n * size / (seeder + n * limit))) for n in fine], 1, svg.DASHES[1])
@@ -507,8 +526,9 @@ def draw_ratios(picture, points):
         series[0 if point.setup["client_server"] else 1].append((n, point.makespan() / point.bound))
         if point.floor:
             series[2].append((n, point.makespan() / point.floor))
-    highest = max(ratio for chosen in series.values() for _, ratio in chosen)
-    plot = panel(picture, (76, 510, 700, 650), numbers, (min(1.0, *(ratio for chosen in series.values() for _, ratio in chosen)) - 0.01, highest * 1.02), "measured ÷ bound", True)
+    ratios = [1.0] + [ratio for chosen in series.values() for _, ratio in chosen]
+    margin = 0.01 + 0.08 * (max(ratios) - min(ratios))
+    plot = panel(picture, (76, 510, 700, 650), numbers, (min(ratios) - margin, max(ratios) + margin), "measured ÷ bound")
     picture.add("line", x1=76.0, x2=700.0, y1=float(plot.y(1)), y2=float(plot.y(1)), class_="axis")
     for number, chosen in series.items():
         plot.curve(chosen, number, svg.DASHES[number])
@@ -518,12 +538,13 @@ def draw_ratios(picture, points):
 def draw(points, setup, path):
     """The figure as SVG: curves are bounds, marks are measurements."""
     seeder = "" if setup["seeder"] == 1 else f", the seeder {setup['seeder']:g} times that"
-    runs = f"{len(points[-1].runs)} runs" if len(points[-1].runs) > 1 else "one run"
+    runs = len(points[-1].runs)
+    runs = f"medians of {runs} runs (client–server: one)" if runs > 1 else "one run each"
     picture = svg.Picture(1000, 712, "Distribution time over the number of leechers",
                           "Client–server grows with N, peer to peer does not; points are measured, curves are lower bounds.")
     picture.heading("How long until N leechers have the file",
                     f"F = {peer.human(setup['chunks'] * setup['chunk_size'])} in M = {setup['chunks']} chunks; everyone uploads at most {peer.human(setup['limit'])}/s{seeder};\n"
-                    f"real trackers and peers as processes on one machine; medians of {runs} (client–server: one)")
+                    f"real trackers and peers as processes on one machine; {runs}")
     draw_times(picture, points, setup)
     draw_ratios(picture, points)
     entries = [(0, None, "client–server, measured"), (0, "", "max{N·F/uₛ, F/dₘᵢₙ}"), (1, None, "peer to peer, measured"),
@@ -564,6 +585,22 @@ def existing_file(text):
     return os.path.abspath(text)
 
 
+def prefix_of_files(text):
+    """Checked before anything is measured: five minutes later it would be a pity. No text, the default, is "distribution" or none."""
+    folder = os.path.dirname(text) or "."
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or text.endswith("/"):
+        raise argparse.ArgumentTypeError(f"expected the beginning of file names in a folder that can be written, got {peer.show_name(text)}")
+    return text
+
+
+def new_folder(text):
+    try:
+        os.makedirs(text, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot make the folder {peer.show_name(text)}: {error.strerror}") from None
+    return text
+
+
 def parse_arguments(argv=None):
     parser = peer.Arguments(prog="distribution.py", description="Measure distribution time, client–server and peer to peer, against the bounds of theory.")
     parser.add_argument("--quick", action="store_true", help="N = 1 … 8 and a small file: under a minute")
@@ -576,8 +613,8 @@ def parse_arguments(argv=None):
     parser.add_argument("--chunk-size", type=peer.size_in_bytes, default=CHUNK_SIZE, metavar="SIZE", help="bytes in a chunk (default: 64K)")
     parser.add_argument("--runs", type=number_of(1), metavar="K", help=f"runs of each peer-to-peer point (default: {RUNS}; with --point: 1)")
     parser.add_argument("--peer", type=existing_file, default=PEER, metavar="PATH", help="another peer.py to be run, to compare versions")
-    parser.add_argument("--events", metavar="FOLDER", help="with --point: leave the events of the last run there, for lab/timeline.py")
-    parser.add_argument("--out", metavar="PREFIX", help="write PREFIX.json, for the figure PREFIX.svg and .csv too (default for the figure: distribution)")
+    parser.add_argument("--events", type=new_folder, metavar="FOLDER", help="with --point: leave the events of the last run there, for lab/timeline.py")
+    parser.add_argument("--out", type=prefix_of_files, default="", metavar="PREFIX", help="write PREFIX.json, for the figure PREFIX.svg and .csv too (default for the figure: distribution)")
     args = parser.parse_args(argv)
     if not args.point and (args.slow or args.client_server or args.events):
         parser.error("expected --point N M with --slow, --client-server and --events")
@@ -585,6 +622,7 @@ def parse_arguments(argv=None):
         parser.error("expected at least 2 leechers with --slow: one is slow, the others are measured")
     if args.chunk_size > peer.MAX_CHUNK_SIZE:
         parser.error(f"expected a chunk size of at most {peer.human(peer.MAX_CHUNK_SIZE)}")
+    args.out = args.out or ("" if args.point else "distribution")
     return args
 
 
@@ -596,7 +634,8 @@ def setup_of(args, n, chunks, limit):
 def one_point(args):
     """--point: one configuration, several runs, the median over the floor."""
     n, chunks = args.point
-    limit = args.limit or args.chunk_size / max(TAU, (n + args.seeder - 1) / EXCHANGES)
+    tau = max(QUICK_TAU, (n + args.seeder - 1) / EXCHANGES / (os.cpu_count() or 1))
+    limit = args.limit or args.chunk_size / tau
     setup = setup_of(args, n, chunks, limit)
     if not args.limit and (args.runs or 1) > 1:
         setup = fitting(setup, keep_duration=False, program=args.peer)
@@ -621,17 +660,16 @@ def all_points(args, setup, numbers):
 def figure(args):
     """make figure: every point, then table, CSV, JSON and SVG."""
     began = time.monotonic()
-    numbers, chunks = (QUICK_NUMBERS, QUICK_CHUNKS) if args.quick else (NUMBERS, CHUNKS)
-    limit = args.limit or args.chunk_size / TAU / math.sqrt(args.seeder)  # a faster seeder makes client–server shorter, not too short to measure
+    numbers, chunks, tau = (QUICK_NUMBERS, QUICK_CHUNKS, QUICK_TAU) if args.quick else (NUMBERS, CHUNKS, TAU)
+    limit = args.limit or args.chunk_size / tau / math.sqrt(args.seeder)  # a faster seeder makes client–server shorter, not too short to measure
     setup = setup_of(args, max(numbers), chunks, limit)
     if not args.limit:
         setup = fitting(setup, keep_duration=True, program=args.peer)
     points = all_points(args, setup, numbers)
-    prefix = args.out or "distribution"
-    write_csv(points, prefix + ".csv")
-    write_json(points, prefix + ".json")
-    draw(points, setup, prefix + ".svg")
-    print("", *table(points), "", f"{time.monotonic() - began:.0f} s; wrote {prefix}.svg, {prefix}.csv and {prefix}.json", sep="\n")
+    write_csv(points, args.out + ".csv")
+    write_json(points, args.out + ".json")
+    draw(points, setup, args.out + ".svg")
+    print("", *table(points), "", f"{time.monotonic() - began:.0f} s; wrote {args.out}.svg, {args.out}.csv and {args.out}.json", sep="\n")
 
 
 def main(argv=None):
@@ -644,7 +682,7 @@ def main(argv=None):
         print(f"distribution.py: {failure}", file=sys.stderr)
         return getattr(failure, "code", 1)
     except OSError as error:
-        print(f"distribution.py: {error.strerror}: {error.filename}", file=sys.stderr)
+        print(f"distribution.py: {error.strerror}: {error.filename or 'stdout'}", file=sys.stderr)
         return 1
     except Interrupted:
         return 130

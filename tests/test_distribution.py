@@ -103,8 +103,9 @@ def test_the_figure_has_the_curves_and_every_point(tmp_path, seeder, curves):
 
 def test_a_limit_that_keeps_the_processors_busy_is_halved(monkeypatch, capsys):
     shares = iter([0.9, 0.6, 0.4])
-    monkeypatch.setattr(distribution, "run_swarm", lambda n, limit, **rest: run_of(n, 1, next(shares)))
-    assert distribution.fitting(SETUP, keep_duration=True)["limit"] == MIB / 4
+    monkeypatch.setattr(distribution, "run_swarm", lambda n, limit, **rest: run_of(n, 1, 1.0)._replace(own=next(shares)))
+    fitted = distribution.fitting(SETUP, keep_duration=True)
+    assert (fitted["limit"], fitted["chunks"]) == (MIB / 4, 10)
     assert capsys.readouterr().out.count("trial") == 3
 
 
@@ -127,7 +128,8 @@ def test_a_run_that_failed_is_tried_once_more_and_busy_processors_are_told_of(mo
     (["--point", "0", "40"], "expected a whole number from 1 to 1000, got 0"), (["--point", "4"], "expected 2 arguments"),
     (["--slow", "0.1"], "expected --point"), (["--point", "1", "8", "--slow", "0.1"], "expected at least 2 leechers"),
     (["--point", "2", "8", "--slow", "2"], "expected a number above 0, at most 1, got 2"), (["--seeder", "nan"], "got nan"),
-    (["--peer", "/absent.py"], "expected the path of a peer.py"), (["--limit", "fast"], "expected a size"), (["--chunk-size", "1G"], "at most"), (["extra"], "unrecognized")])
+    (["--peer", "/absent.py"], "expected the path of a peer.py"), (["--limit", "fast"], "expected a size"), (["--chunk-size", "1G"], "at most"), (["--out", "/absent/x"], "a folder that can be written"),
+    (["--point", "2", "8", "--events", "/dev/null/x"], "cannot make the folder"), (["extra"], "unrecognized")])
 def test_wrong_arguments_are_told_in_one_line(arguments, said, capsys):
     assert distribution.main(arguments) == 2
     error = capsys.readouterr().err

@@ -248,6 +248,10 @@ def test_a_plot_puts_low_left_below_and_high_right_above():
 # A real swarm.
 
 
+def events_in(path, kind):
+    return [event for event in map(json.loads, path.read_text().splitlines()) if event["event"] == kind]
+
+
 @pytest.mark.ours
 def test_the_timeline_of_a_real_swarm_adds_up_to_its_bytes(tmp_path):
     chunks, chunk_size = 12, 16384
@@ -261,3 +265,15 @@ def test_the_timeline_of_a_real_swarm_adds_up_to_its_bytes(tmp_path):
     assert sum(timeline.total(lane.sent) for lane in run.lanes) - sum(transfer.size for lane in run.lanes for transfer in lane.sent if transfer.duplicate) == 3 * run.size
     assert not [transfer for lane in run.lanes for transfer in lane.sent if transfer.to is None]
     assert run.end <= result.makespan + 1 and len(shapes(timeline.draw(run), "rect", "→")) >= 2 * 3 * chunks
+    known = [event["t"] for path in tmp_path.glob("peer*.events") for event in events_in(path, "neighbor_added")]
+    assert len(known) == 9 and max(known) < min(event["t"] for event in events_in(tmp_path / "seeder.events", "sent")), "all know all before the seeder begins"
+
+
+@pytest.mark.ours
+def test_a_real_tracker_that_seeds_is_a_lane_of_its_own(tmp_path, make_file, run_tracker, run_peer):
+    path, data = make_file(100_000)
+    tracker = run_tracker(path, extra=["--events", str(tmp_path / "tracker.events"), "--chunk-size", "16K"])
+    run_peer(tracker.port, tmp_path / "out", ["--events", str(tmp_path / "leecher.events"), "--leave"]).ends_with(0)
+    run = timeline.read_run([str(tmp_path / "leecher.events"), str(tmp_path / "tracker.events")])
+    assert [(lane.name, lane.is_seeder(), timeline.total(lane.sent)) for lane in run.lanes] == [("tracker", True, len(data)), ("leecher", False, 0)]
+    assert [transfer.source for transfer in run.lanes[1].fetched] == [0] * 7
