@@ -321,10 +321,10 @@ def test_the_exchanges_shown_are_those_of_the_programs(page, role):
 # Commands and sessions, in a copy of the repository.
 
 
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory):
+@pytest.fixture
+def copy(tmp_path):
     """A fresh folder with what a clone has, and an interpreter in its .venv that is this one."""
-    folder = tmp_path_factory.mktemp("clone") / "repository"
+    folder = tmp_path / "clone"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "*.part"), symlinks=True)
     (folder / ".venv" / "bin").mkdir(parents=True)
     python = folder / ".venv" / "bin" / "python"
@@ -441,7 +441,7 @@ def is_command(span):
 
 def is_true(span):
     """Whether it is arithmetic that is true: `2 * 262144 = 524288`, rounded as far as it is written."""
-    if not re.fullmatch(r"[\d\s.+*/()-]+=[\d\s.]+", span):
+    if not re.fullmatch(r"[\d\s.+*/()-]+ = [\d.]+", span):
         return False
     left, right = span.split("=")
     value, told = eval(left), right.strip()
