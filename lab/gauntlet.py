@@ -104,7 +104,7 @@ def failures(results, clause=None):
 
 def is_bytes(value):
     """Whether a report's value is bytes, in hexadecimal, and not words."""
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{2}( [0-9a-f]{2})*( … .*)?", value) is not None
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{2}( [0-9a-f]{2})+( … .*)?", value) is not None  # 50 alone is a number
 
 
 def lacking(report):

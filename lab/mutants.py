@@ -297,10 +297,6 @@ MUTANTS = [
            "        if self.store and index is None and request.chunk_id < self.file.size:\n"
            "            return Response(chunk=os.pread(self.store.fd, self.file.chunk_size, request.chunk_id))\n"
            "        if self.file and index is None:\n"),
-    Mutant("zeros_for_a_chunk_that_is_not_held", "peer.py", 5, "FC-5",
-           "The file on disk has its full size: read what is asked for.",
-           "if index is None or not self.holds(index):",
-           "if index is None:"),
     Mutant("closes_on_a_chunk_that_is_not_held", "peer.py", 5, "FC-5",
            "I have nothing to answer, so I hang up.",
            'return bad(messages_pb2.NOT_HELD, f"chunk {request.chunk_id} is not held here")',
@@ -323,6 +319,10 @@ MUTANTS = [
            "            with self.lock:\n                self.store.send(sock, index, self.pace)\n"),
 
     # Stage 6, the swarm.
+    Mutant("zeros_for_a_chunk_that_is_not_held", "peer.py", 6, "FC-5",
+           "The file on disk has its full size: read what is asked for.",
+           "if index is None or not self.holds(index):",
+           "if index is None:"),
     Mutant("closed_connection_is_an_error", "peer.py", 6, "WF-4",
            "A server that closes the connection does not want me any more.",
            "            except (Closed, ConnectionError):\n                self.close()\n",

@@ -155,7 +155,7 @@ def test_each_neighbor_is_asked_only_for_what_it_has(tracker, neighbor, run_peer
         assert fake.fetched() and set(fake.fetched()) <= {index * CHUNK for index in share}
 
 
-@pytest.mark.spec("CL-3", "SW-2")
+@pytest.mark.spec("CL-3")
 def test_out_is_there_when_it_is_whole_and_not_before(tracker, neighbor, run_peer, out, gate):
     part, slow = out.with_name("out.bin.part"), neighbor()
     slow.answers["fetch_chunk"] = after(gate, slow)

@@ -242,7 +242,7 @@ def first_difference(expected, got):
 
 
 def told(side, offset):
-    return shortened(side, offset) if isinstance(side, bytes) else side
+    return (shortened(side, offset) or "no bytes") if isinstance(side, bytes) else side
 
 
 def lines(expected, got, kind):
