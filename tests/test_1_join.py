@@ -246,3 +246,12 @@ def test_an_answer_to_join_without_a_description_is_refused(fake_tracker, tmp_pa
     tracker = fake_tracker(b"")
     tracker.answers["join"] = tracker.answers["peer_list"]
     one_line(finished(peer_command(tracker.port, tmp_path / "out", "--leave")), 4)
+
+
+@pytest.mark.spec("FD-4")
+@pytest.mark.fault(43)
+def test_a_peer_that_expects_another_file_ends_when_it_is_told_of_this_one(make_file, fake_tracker, tmp_path):
+    """So it has taken the answer, with its own address in the list."""
+    tracker = fake_tracker(make_file(1000)[1])
+    one_line(finished(peer_command(tracker.port, tmp_path / "out", "--expect", "0" * 64)), 4)
+    assert len(tracker.joined) == 1

@@ -15,9 +15,10 @@ import time
 
 import pytest
 
-from harness import SECONDS, ask, chunks_query, connect, eventually, is_closed, join, peer_list, some_bytes, split
+from harness import SECONDS, ask, chunks_query, connect, eventually, finished, is_closed, join, peer_command, peer_list, some_bytes, split
 import messages_pb2 as pb
 from messages_pb2 import Response
+from test_1_join import one_line
 
 KIB = 1024
 CHUNK = 16 * KIB
@@ -510,3 +511,22 @@ def test_the_last_chunk_is_asked_of_a_second_neighbor_when_the_first_is_slow_and
     assert held(tracker.joiner()) == fetched
     assert out.stat().st_mtime_ns == written, "a file that is complete is not written to again"
     assert out.read_bytes() == DATA
+
+
+# Row 29: no room for the file.
+
+
+@pytest.mark.fault(29)
+@pytest.mark.spec("CL-11")
+@pytest.mark.parametrize("left", [b"", bytes(len(DATA))], ids=["nothing_there", "out_part_of_full_size"])
+def test_a_limit_on_the_size_of_files_ends_the_peer_with_one_line(tracker, neighbor, out, left):
+    neighbor()
+    part = out.with_name("out.bin.part")
+    part.write_bytes(left)  # of full size: it is a write that meets the limit, and may be short at first
+    limit = CHUNK + CHUNK // 2
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    one_line(finished(peer_command(tracker.port, out), preexec_fn=limited), 6)
+    assert not out.exists()
+    assert not left or part.stat().st_size == len(DATA)

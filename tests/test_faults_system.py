@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -105,22 +104,6 @@ def test_a_full_disk_at_one_peer_is_not_noticed_by_its_neighbors(make_file, run_
     other.ends_with(0)
     assert (tmp_path / "other").read_bytes() == data
     assert ask(the_seeder(tracker), fetch_chunk(0)).chunk == data[:CHUNK]
-
-
-@pytest.mark.fault(29)
-@pytest.mark.spec("CL-11")
-@pytest.mark.parametrize("left", [b"", bytes(SIZE)], ids=["nothing_there", "out_part_of_full_size"])
-def test_a_limit_on_the_size_of_files_ends_the_peer_with_one_line(swarm, tmp_path, left):
-    tracker, neighbor, data = swarm
-    part = tmp_path / "out.part"
-    part.write_bytes(left)  # of full size: it is a pwrite that meets the limit, and is short at first
-    limit = CHUNK + CHUNK // 2
-
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    one_line(finished(peer_command(tracker.port, tmp_path / "out"), preexec_fn=limited), 6)
-    assert not (tmp_path / "out").exists()
-    assert not left or part.stat().st_size == SIZE
 
 
 @pytest.mark.fault(29)
