@@ -222,7 +222,7 @@ def run_stage(folder, number, *extra):
     environment = {**os.environ, "TRACKER": f"{python} {folder}/tracker.py {{file}} --port {{port}} --expire {{expire}}", "PEER": f"{python} {folder}/peer.py {{tracker}} {{out}}"}
     files = [os.path.join(ROOT, name) for name in stages.test_files(STAGES[number])]
     return subprocess.run([sys.executable, "-m", "pytest", "-m", "not ours and not slow", "--tb=short", f"--basetemp={folder}-{number}", *extra, *files],
-                          cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=50)
+                          cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100)
 
 
 def in_parallel(run, numbers):
