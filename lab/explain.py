@@ -44,6 +44,7 @@ WIDTH = 110            # columns of a line
 SHOWN = 8              # bytes shown of a chunk and of digests, unless more are asked for
 FEW = 4 * ROW          # bytes; what is not longer is shown whole
 HEAD, TAIL = 60, 12    # lines shown of a long dump: its beginning and its end
+MAX_RUNS = 100_000     # told of one frame; 16 MiB of tiny fields would take gigabytes
 LONG = 60              # characters shown of a string
 CONNECT_SECONDS = 5.0  # for the proxy's target to accept
 WAITING = 1000         # pieces of traffic that wait to be printed; beyond that the proxy slows the traffic down
@@ -188,6 +189,12 @@ class Reading:
         self.wrong += text.startswith("!! ")
         self.runs.append((start, end, depth, text))
 
+    def enough(self, start, end, depth):
+        """Whether so much was said that the rest of a message is left at that."""
+        if len(self.runs) >= MAX_RUNS:
+            self.say(start, end, depth, "not read any further")
+        return len(self.runs) > MAX_RUNS
+
     def amend(self, index, text):
         """Add to what was said of a run."""
         start, end, depth, before = self.runs[index]
@@ -204,7 +211,7 @@ class Reading:
         return self
 
     def message(self, name, path, start, end, depth):
-        while start < end:
+        while start < end and not self.enough(start, end, depth):
             start = self.field(name, path, start, end, depth)
 
     def field(self, name, path, at, end, depth):
@@ -277,7 +284,7 @@ class Reading:
 
     def packed(self, path, at, end, depth):
         self.values[path].pop()
-        while at < end:
+        while at < end and not self.enough(at, end, depth):
             value, after, problem = varint(self.data, at, end)
             self.say(at, after, depth, f"!! {problem}" if problem else chunk_id(value))
             self.keep(path, value)

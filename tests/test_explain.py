@@ -124,6 +124,14 @@ def test_long_lists_are_folded_in_the_middle():
     assert len(lines) < 80 and any(line.endswith("more lines") for line in lines) and "261,881,856 = 999 × 262,144" in lines[-1]
 
 
+def test_of_a_frame_with_millions_of_fields_the_beginning_is_told():
+    for body in (bytes.fromhex("40 01") * 200_000, b"\x22\x80\x88\x30\x0a\xfc\x87\x30" + bytes(787_452)):
+        frame = framed(body)
+        runs = explain.fields(frame, "response")
+        assert len(runs) <= explain.MAX_RUNS + 5 and runs[-1][1] == len(frame) and "not read any further" in runs[-1][2]
+        assert all(one[1] == other[0] for one, other in zip(runs, runs[1:]))
+
+
 @pytest.mark.parametrize("frame, kind, told", [
     ("00 00 00 00 00 00 00 02 2a 00", "request", "0 bytes: chunk_id is absent, so it is 0"),
     ("00 00 00 00 00 00 00 02 2a 00", "response", "0 bytes: a chunk of no bytes"),
