@@ -259,6 +259,8 @@ class Run:
             os.write(self.to_hand_out, struct.pack("!I", index))
         os.close(self.to_hand_out)
         self.to_hand_out = None
+        for number in range(2, min(WORKERS, len(found) // 3)):
+            self.start_worker(number)
 
     def bound_broken(self, also_files):
         """Why the run must end now; None if it need not."""
@@ -475,7 +477,7 @@ def labelled(label, lines):
 
 def notes(run):
     """What is to be said of the run as a whole."""
-    said = [f"{file}: these tests could not be read" + ("" if file in {path.name for path in run.hidden} or "_hidden_" in file else f"\n{why}") for file, why in run.broken]
+    said = [f"{file}: these tests could not be read" + (f"\n{why}" if why else "") for file, why in run.broken]
     if run.stopped:
         said.append(f"ended early: {run.stopped}")
     return said

@@ -99,12 +99,13 @@ def zeros(data):
 
 
 def missing(f):
-    """Addresses that were expected and did not come."""
-    return set(f.want.peer_list.addresses) - set(f.answer.peer_list.addresses)
+    """Addresses that were expected in a list and did not come."""
+    return wants(f, "peer_list") and set(f.want.peer_list.addresses) - set(f.answer.peer_list.addresses)
 
 
 def too_many(f):
-    return set(f.answer.peer_list.addresses) - set(f.want.peer_list.addresses)
+    """Addresses that came in a list and were not expected."""
+    return wants(f, "peer_list") and set(f.answer.peer_list.addresses) - set(f.want.peer_list.addresses)
 
 
 def joined(f):

@@ -99,7 +99,7 @@ def exit_words(code):
     return f"exit code {code}" if code >= 0 else f"signal {-code}"
 
 
-def shortened(data, around=None, most=64):
+def shortened(data, around=None, most=96):
     """Bytes as hex; of many only the first, and those around an offset."""
     if len(data) <= most:
         return data.hex(" ")

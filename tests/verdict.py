@@ -57,7 +57,7 @@ def clauses_of(item):
 
 def described(item):
     """What the grader must know of a test before it runs."""
-    return {"id": item.nodeid, "file": os.path.basename(item.location[0]), "name": item.name, "clauses": clauses_of(item),
+    return {"id": id_of(item), "file": item.path.name, "name": item.name, "clauses": clauses_of(item),
             "hidden": bool(HIDDEN) and str(item.path).startswith(HIDDEN)}
 
 
@@ -69,9 +69,17 @@ def pytest_collection_modifyitems(config, items):
     tell(slow=len(left_out), ours=len(foreign))
 
 
-def pytest_collectreport(report):
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    report = (yield).get_result()
     if report.failed:
-        tell(broken=os.path.basename(report.nodeid.partition("::")[0]), why=str(report.longrepr)[-1500:])
+        secret = bool(HIDDEN) and str(collector.path).startswith(HIDDEN)
+        tell(broken=collector.path.name, why="" if secret else str(report.longrepr)[-1500:])
+
+
+def id_of(item):
+    """A test's name in all that is told: pytest's own has no file for tests outside of this repository."""
+    return f"{item.path.name}::{item.name}"
 
 
 def pytest_runtestloop(session):
@@ -81,11 +89,11 @@ def pytest_runtestloop(session):
         if len(token) < 4:
             return True
         item = session.items[struct.unpack("!I", token)[0]]
-        tell(begin=item.nodeid)
-        ending[item.nodeid] = {"outcome": "passed", "failure": None}
+        tell(begin=id_of(item))
+        ending[id_of(item)] = {"outcome": "passed", "failure": None}
         began = time.monotonic()
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
-        tell(end=item.nodeid, seconds=round(time.monotonic() - began, 2), **ending.pop(item.nodeid))
+        tell(end=id_of(item), seconds=round(time.monotonic() - began, 2), **ending.pop(id_of(item)))
 
 
 ending = {}  # test id -> how it ended so far
@@ -95,7 +103,7 @@ ending = {}  # test id -> how it ended so far
 def pytest_runtest_makereport(item, call):
     outcome = yield
     report = outcome.get_result()
-    now = ending.get(item.nodeid)
+    now = ending.get(id_of(item))
     if now is None or report.passed or now["outcome"] == "failed":
         return
     now["outcome"] = report.outcome

@@ -1,0 +1,332 @@
+"""The grader graded: small wrong programs, hostile ones, wrong usage; what results.json and the report say of them (lab/grade.py)."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+import processes
+from harness import ROOT, active_proof, chunks_query, describe, framed, join, peer_list
+from messages_pb2 import Response
+from mistakes import BY_CLAUSE, LIKELY, Facts, likely, mended
+
+ROOT = pathlib.Path(ROOT)
+OK = framed(Response(ok=Response.Ok()))
+
+
+class Graded:
+    """One run of lab/grade.py: exit code, output, results."""
+
+    def __init__(self, folder, *arguments):
+        self.results = folder / "results.json"
+        environment = {name: value for name, value in os.environ.items() if name not in ("TRACKER", "PEER", "DIR", "K", "HIDDEN", "GRADING")}
+        began = time.monotonic()
+        process = subprocess.run([sys.executable, ROOT / "lab" / "grade.py", "--results", self.results, *map(str, arguments)], cwd=ROOT,
+                                 stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, env=environment)
+        self.seconds = time.monotonic() - began
+        self.code, self.out, self.err = process.returncode, process.stdout, process.stderr
+
+    def content(self):
+        return json.loads(self.results.read_text())
+
+    def failed(self):
+        """What is told of each failed test, by its number."""
+        return {entry["number"]: entry["extra_data"] for entry in self.content()["tests"] if entry["status"] == "failed" and "extra_data" in entry}
+
+
+@pytest.fixture
+def submission(tmp_path):
+    """submission({file: (old, new) or a whole program}): a folder with the reference, changed."""
+    def make(changes):
+        folder = tmp_path / "submission"
+        folder.mkdir()
+        for name in ("tracker.py", "peer.py", "messages_pb2.py"):
+            shutil.copy(ROOT / name, folder)
+        for name, change in changes.items():
+            if isinstance(change, tuple):
+                text = (folder / name).read_text()
+                assert change[0] in text
+                change = text.replace(*change)
+            (folder / name).write_text(change)
+        return folder
+    return make
+
+
+# Verdicts.
+
+
+def test_the_reference_gets_all_points_of_a_stage(tmp_path):
+    graded = Graded(tmp_path, "--stage", 3)
+    content = graded.content()
+    assert graded.code == 0, graded.out
+    clauses = [entry for entry in content["tests"] if "max_score" in entry]
+    assert {"PL-1", "PL-2"} <= {entry["number"] for entry in clauses} and all(entry["status"] == "passed" for entry in content["tests"])
+    assert content["score"] == len(clauses) == content["extra_data"]["max_score"] == sum(entry["score"] for entry in clauses)
+    assert f"{len(clauses)} of {len(clauses)} points" in graded.out
+
+
+def test_a_wrong_length_is_shown_with_its_bytes_and_what_to_do(submission, tmp_path):
+    folder = submission({"peer.py": ('struct.pack(">Q", len(body))', 'struct.pack("<Q", len(body))')})
+    graded = Graded(tmp_path, "--dir", folder, "--stage", 0, "-k", "does_not_count_its_own")
+    (failure,) = graded.failed().values()
+    expected, got = (bytes.fromhex(failure[side]) for side in ("expected", "got"))
+    assert graded.code == 1 and failure["clauses"] == ["WF-1"] and failure["offset"] == 0
+    assert expected[:8] == got[:8][::-1] and expected[8:] == got[8:]
+    assert "little-endian" in failure["likely"] and failure["again"].startswith(f"make stage-0 DIR={folder} K=")
+    assert bytes.fromhex(failure["sent"]) == framed(chunks_query())
+    assert failure["steps"][failure["step"] - 1] == f"{failure['step']} sent Chunks Query"
+    for line in ("SPEC WF-1  A message travels", f"> {failure['step']} sent Chunks Query", "expected  00 00", "likely    the length is little", "again     make stage-0"):
+        assert line in graded.out
+    assert [entry["score"] for entry in graded.content()["tests"] if entry["number"] == "WF-1"] == [0]
+
+
+def test_the_command_of_a_report_runs_that_test_again(submission, tmp_path):
+    text = re.sub(r"^( +)def on_active_proof\(self.*$", r"\g<0>\n\1    return peer.Response(peer_list=peer.Response.PeerList())", (ROOT / "tracker.py").read_text(), flags=re.M)
+    folder = submission({"tracker.py": text})
+    graded = Graded(tmp_path, "--dir", folder, "--stage", 2, "-k", "in_the_bytes_of_the_spec")
+    (failure,) = graded.failed().values()
+    assert bytes.fromhex(failure["expected"]) == OK and failure["got"] == "00 00 00 00 00 00 00 02 1a 00" and failure["offset"] == 8
+    words = failure["again"].rpartition("K=")[2]
+    (once_more,) = Graded(tmp_path, "--dir", folder, "--stage", 2, "-k", words).failed().values()
+    assert (once_more["got"], once_more["again"]) == (failure["got"], failure["again"])
+
+
+def test_a_program_that_is_not_written_yet_fails_at_once_and_names_the_note(submission, tmp_path):
+    broken = 'raise NotImplementedError("stage 3: lab/3-peer-list.md")\n'
+    graded = Graded(tmp_path, "--dir", submission({"tracker.py": broken, "peer.py": broken}), "--stage", 3)
+    failures = graded.failed().values()
+    assert failures and all("lab/3-peer-list.md" in failure["got"] and "not written yet" in failure["likely"] for failure in failures)
+    assert graded.content()["score"] == 0
+
+
+def test_commands_are_graded_too_and_need_not_be_python(tmp_path):
+    script = tmp_path / "my tracker"
+    script.write_text(f"#!/bin/sh\nexec {sys.executable} {ROOT}/tracker.py \"$1\" --port \"$2\" --expire \"$3\"\n")
+    script.chmod(0o755)
+    graded = Graded(tmp_path, "--tracker", f"'{script}' {{file}} {{port}} {{expire}}", "--peer", f"{sys.executable} peer.py {{tracker}} {{out}}",
+                    "--stage", 2, "-k", "in_the_bytes_of_the_spec")
+    assert (graded.code, graded.failed()) == (0, {})
+
+
+SECRET = '''
+import pytest
+from harness import active_proof, ask, receive_body, connect, framed
+
+@pytest.mark.spec("AP-1")
+def test_my_secret(make_file, run_tracker):
+    xyzzy = run_tracker(make_file(1)[0]).port
+    with connect(xyzzy) as sock:
+        sock.sendall(framed(active_proof("127.0.0.1:4444")))
+        assert receive_body(sock) == b"plugh", "this is xyzzy"
+        assert xyzzy
+'''
+
+
+@pytest.mark.parametrize("source", [SECRET, SECRET + "xyzzy = = 1"], ids=["that_fails", "that_is_broken"])
+def test_the_source_of_a_hidden_test_is_nowhere(tmp_path, source):
+    folder = tmp_path / "hidden"
+    folder.mkdir()
+    (folder / "test_2_mine.py").write_text(source)
+    graded = Graded(tmp_path, "--stage", 2, "-k", "secret", "--hidden", folder)
+    assert graded.code == 1
+    if source == SECRET:
+        assert "my secret" in graded.out and "0a 00" in graded.out and "AP-1" in graded.out
+    for text in (graded.out, graded.err, graded.results.read_text()):
+        assert "xyzzy" not in text and "receive_body" not in text
+
+
+# Hostile programs. Each gets a verdict, and nothing of it is left.
+
+
+HOSTILE = '''
+import os, signal, socket, subprocess, sys, time
+MARK = "{mark}"
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+for _ in range(3):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.execve(sys.executable, [sys.executable, "-c", "import time; time.sleep(1000) #" + MARK], {{}})
+try:
+    socket.create_server(("127.0.0.1", int(sys.argv[1].rpartition(":")[2])))
+except (OSError, ValueError):
+    pass
+with open("filling", "wb") as file:
+    try:
+        while True:
+            file.write(bytes(1 << 20))
+    except OSError:
+        pass
+if os.fork() == 0:
+    os.killpg(0, signal.SIGKILL)
+while True:
+    try:
+        os.write(1, b"x" * 65536)
+    except OSError:
+        time.sleep(1)
+'''
+
+
+def alive(mark):
+    """The command lines of running processes with this mark."""
+    rows = subprocess.run(["ps", "-axo", "pid=,command="], capture_output=True, text=True).stdout.splitlines()
+    return [row for row in rows if mark in row and "ps -axo" not in row]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what leaves its session and its parent is found on Linux only")
+def test_a_hostile_program_gets_a_verdict_and_everything_that_it_started_is_ended(submission, tmp_path):
+    mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
+    program = HOSTILE.format(mark=mark)
+    graded = Graded(tmp_path, "--dir", submission({"tracker.py": program, "peer.py": program}), "--stage", 4, "--limit", 8)
+    content = graded.content()
+    assert graded.code == 1 and graded.seconds < 25
+    assert content["score"] == 0 and len(graded.failed()) >= 2 and all(failure["clauses"] and failure["again"] for failure in graded.failed().values())
+    assert not alive(mark)
+    assert len(graded.out) < 200_000 and graded.results.stat().st_size < 2_000_000
+
+
+def test_programs_that_start_processes_without_end_are_stopped(submission, tmp_path):
+    mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
+    program = f"import subprocess, sys\nwhile True:\n    subprocess.Popen(['sleep', '1000.{mark[-6:]}'])\n"
+    graded = Graded(tmp_path, "--dir", submission({"tracker.py": program, "peer.py": program}), "--stage", 4)
+    assert graded.code == 1 and "processes" in graded.content()["extra_data"]["stopped"] and "ended early" in graded.out
+    assert not alive(f"1000.{mark[-6:]}")
+
+
+def test_a_grader_that_is_killed_leaves_a_verdict_of_no_points(submission, tmp_path):
+    results = tmp_path / "results.json"
+    program = "import os, signal, time\nparent = int(open(f'/proc/{os.getppid()}/stat').read().rpartition(')')[2].split()[1])\nos.kill(parent, signal.SIGKILL)\n" \
+        if sys.platform == "linux" else "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\n"
+    graded = Graded(tmp_path, "--dir", submission({"tracker.py": program, "peer.py": program}), "--stage", 3, "-k", "list_of_no_peers or everyone")
+    assert graded.code != 0
+    assert json.loads(results.read_text())["score"] == 0
+
+
+# Wrong usage.
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--stage", "9"], "expected a number from 0 to 7, got '9'"),
+    (["--stage", "x"], "expected a number from 0 to 7, got 'x'"),
+    (["--dir", "no/such"], "no folder 'no/such'"),
+    (["--dir", "lab"], "found no tracker.py"),
+    (["--dir", ".", "--tracker", "x"], "got both"),
+    (["--tracker", "python3 x {file} {port}"], "got only --tracker"),
+    (["--tracker", "sh {file}", "--peer", "sh {tracker} {out}"], "with {port} in it"),
+    (["--tracker", "sh {port}", "--peer", "sh {tracker} {out}"], "with {file} in it"),
+    (["--tracker", "sh {file} {port}", "--peer", "sh {out}"], "with {tracker} in it"),
+    (["--tracker", "sh {file} {port}", "--peer", "sh {tracker}"], "with {out} in it"),
+    (["--tracker", "sh {file} {port} {prot}", "--peer", "sh {tracker} {out}"], "{prot} is unknown"),
+    (["--tracker", "sh {file} {port", "--peer", "sh {tracker} {out}"], "cannot read"),
+    (["--tracker", "sh '{file} {port}", "--peer", "sh {tracker} {out}"], "cannot read"),
+    (["--tracker", "no-such-program {file} {port}", "--peer", "sh {tracker} {out}"], "no program 'no-such-program'"),
+    (["--tracker", "sh {file} {port}", "--peer", "python3 nowhere.py {tracker} {out}"], "no file 'nowhere.py'"),
+    (["--hidden", "lab"], "expected a folder with tests"),
+    (["--limit", "x"], "invalid float"),
+    (["--colour"], "unrecognized"),
+])
+def test_wrong_usage_is_told_in_one_line(tmp_path, arguments, said):
+    graded = Graded(tmp_path, *arguments)
+    assert graded.code == 2 and said in graded.err and graded.err.count("\n") == 1 and not graded.out, graded.err
+
+
+def test_a_results_file_that_cannot_be_written_is_told_in_one_line(tmp_path):
+    process = subprocess.run([sys.executable, ROOT / "lab" / "grade.py", "--results", tmp_path / "no" / "results.json"], capture_output=True, text=True)
+    assert process.returncode == 2 and process.stderr.count("\n") == 1 and "cannot write" in process.stderr
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize("came, word", [
+    (OK[:8][::-1] + OK[8:], "little-endian"),
+    ((10).to_bytes(8, "big") + OK[8:], "counts its own"),
+    (OK[4:], "4 bytes"),
+    (OK[4:8][::-1] + OK[8:], "4 bytes, and little"),
+    (OK[6:], "2 bytes"),
+    (OK[7:], "varint"),
+    (OK[8:], "without its length"),
+    ((10).to_bytes(8, "big") + OK[8:] + bytes(8), "counts its own"),  # the next frame's length is taken for its end
+])
+def test_a_wrong_length_is_known_by_its_bytes_and_mended(came, word):
+    frame, hint = mended(came)
+    assert frame == OK and word in hint
+
+
+@pytest.mark.parametrize("came", [OK, b"", b"\xff" * 20, framed(describe(b"abc"))])
+def test_what_is_well_framed_or_past_help_is_left_as_it_is(came):
+    assert mended(came) == (None, None)
+
+
+def answer(**fields):
+    return framed(Response(**fields))
+
+
+def addresses(*ports):
+    return answer(peer_list=Response.PeerList(addresses=[f"127.0.0.1:{port}" for port in ports]))
+
+
+def ids(*indexes):
+    return answer(chunks_query=Response.ChunksQuery(chunk_ids=indexes))
+
+
+BAD = answer(bad=Response.Bad(code=5, reason="why"))
+FETCH = bytes.fromhex("00 00 00 00 00 00 00 02 2a 00")
+FETCH_LATER = bytes.fromhex("00 00 00 00 00 00 00 06 2a 04 08 80 80 10")
+
+
+@pytest.mark.parametrize("sent, expected, got, clause, word", [
+    (FETCH, "a chunk", "end of stream", "FC-3", "0 is false"),
+    (FETCH, "a chunk", BAD, "FC-3", "0 is false"),
+    (FETCH_LATER, answer(chunk=b"ab"), answer(chunk=b"ab" + bytes(7)), "FC-2", "padded"),
+    (FETCH_LATER, answer(chunk=b"abcd"), answer(chunk=b"ab"), "FC-1", "cut short"),
+    (FETCH_LATER, answer(chunk=b"abcd"), answer(chunk=b"wxyz"), "FC-1", "byte offset"),
+    (FETCH_LATER, BAD, answer(chunk=bytes(9)), "FC-5", "zeros"),
+    (FETCH_LATER, BAD, OK, "FC-5", "everything is answered Ok"),
+    (FETCH_LATER, BAD, "end of stream", "FC-5", "closed where Bad is due"),
+    (FETCH_LATER, BAD, answer(bad=Response.Bad(reason="x")), "FC-5", "no code"),
+    (FETCH_LATER, BAD, answer(bad=Response.Bad(code=4, reason="x")), "FC-5", "another code"),
+    (framed(join("127.0.0.1:5001")), addresses(5001), addresses(), "JN-1", "lacks the peer that joins"),
+    (framed(join("10.9.9.9:5001")), addresses(5001), answer(peer_list=Response.PeerList(addresses=["10.9.9.9:5001"])), "JN-3", "that it announced"),
+    (framed(peer_list()), addresses(5001), addresses(5001, 5002), "AP-3", "run out"),
+    (framed(peer_list()), addresses(5001), addresses(), "AP-1", "forgotten"),
+    (framed(peer_list()), addresses(5001), addresses(5001, 5001), "JN-5", "twice"),
+    (framed(active_proof("127.0.0.1:5001")), OK, addresses(5001), "AP-1", "its answer is Ok"),
+    (None, ids(0, 262144, 524288), ids(0, 1, 2), "CQ-1", "by index"),
+    (None, ids(524288, 0), ids(0, 524288), "CQ-2", "sorted"),
+    (None, ids(0), ids(0, 262144), "CQ-1", "not held"),
+    (None, "4 times Active Proof within 1 s", "1 of them", "AP-4", "fires once"),
+    (None, "4 times Active Proof within 1 s", "0 of them", "AP-4", "no proof is sent"),
+    (None, "a line", "the peer under test ended with exit code 1: KeyError: 3", "FC-1", "an exception"),
+    (None, "anything", "nothing that is known", "FC-12", "held already"),
+])
+def test_a_mistake_is_known_by_what_was_sent_expected_and_got(sent, expected, got, clause, word):
+    hint = likely(Facts(sent and (sent, "request"), expected, got, [clause], "test_it", ["1 connected to it", "2 sent this"]))
+    assert hint and word in hint, hint
+
+
+def test_hints_are_one_line_and_clauses_are_known():
+    clauses = set(re.findall(r"^\*\*([A-Z]+-\d+)\*\*", (ROOT / "lab" / "SPEC.md").read_text(), re.M))
+    assert len(LIKELY) > 40 and all("\n" not in hint for hint, _ in LIKELY)
+    assert set(BY_CLAUSE) == {clause for clause in clauses if not clause.startswith("CL")}
+
+
+# Ending what was started.
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
+def test_everything_below_a_process_is_ended_also_what_left_its_session():
+    code = ("import os, subprocess, sys, time\nsys.path.insert(0, sys.argv[1])\nimport processes\nprocesses.adopt_orphans()\n"
+            "subprocess.run(['sh', '-c', 'setsid sleep 1000 & setsid sh -c \"sleep 1000; sleep 1000\" & true'])\n"
+            "while len(processes.running()) < 3: time.sleep(0.01)\nprint(processes.end_all(), processes.running())")
+    process = subprocess.run([sys.executable, "-c", code, ROOT / "tests"], capture_output=True, text=True, timeout=30)
+    assert re.fullmatch(r"[34] \[\]\n", process.stdout), process
+    assert processes.descendants(os.getpid()) is not None
