@@ -259,8 +259,6 @@ class Run:
             os.write(self.to_hand_out, struct.pack("!I", index))
         os.close(self.to_hand_out)
         self.to_hand_out = None
-        for number in range(2, min(WORKERS, len(found) // 3)):
-            self.start_worker(number)
 
     def bound_broken(self, also_files):
         """Why the run must end now; None if it need not."""
