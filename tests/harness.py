@@ -597,14 +597,18 @@ class FakeServer:
         with self.changed:
             return [at for at, got, _ in self.requests if got == name]
 
-    def stop(self):
-        self.stopped = True
+    def cut(self):
+        """Close the port and every connection, as the end of a program does."""
         for sock in [self.listener, *self.connections]:
             try:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
             sock.close()
+
+    def stop(self):
+        self.stopped = True
+        self.cut()
         for thread in self.threads:
             thread.join(SECONDS)
 

@@ -241,10 +241,7 @@ def test_a_neighbor_that_dies_with_a_chunk_under_way_is_replaced_by_another(trac
     program = run_peer(tracker.port, out, ["--leave"])
     dying.wait_for("fetch_chunk")
     dying.answers.clear()
-    dying.listener.close()
-    for sock in dying.connections:
-        if sock.fileno() >= 0:  # some askers use a connection for one request only
-            sock.shutdown(2)
+    dying.cut()
     gate.set()
     program.ends_with(0)
     assert out.read_bytes() == DATA
