@@ -12,7 +12,7 @@ Reading order, which is the order of this file:
     errors      what a network does, and what ends the program
     wire        one message in one frame; one chunk in one frame
     server      a thread per connection, answers by the name of the request
-    clock       a timer that repeats; a pace that is not exceeded
+    clock       a timer that repeats; upload slots, and a pace that is not exceeded
     file        its description, its chunks on disk, its name on disk
     choosing    which chunk to ask of which neighbor: no thread, no socket, no clock
     peer        what it answers, what it asks
@@ -32,14 +32,15 @@ thread shows progress and sees signals.
         +----------+  Chunks Query,     +-------------+
                       Fetch Chunk (a thread per connection)
 
-Locks. Server.lock, Peer.lock, Pace.lock, Repeat.lock and Screen.lock; what each one guards stands
-where it is made. None is held during network or disk traffic, and no thread holds two.
+Locks. Server.lock, Peer.lock, Uploads.lock, Repeat.lock and Screen.lock; what each one guards
+stands where it is made. None is held during network or disk traffic, and no thread holds two.
 """
 
 import argparse
 import errno
 import fcntl
 import hashlib
+import heapq
 import json
 import os
 import queue
@@ -94,13 +95,13 @@ MAX_NEIGHBORS = 50               # asked at a time: as many threads, and more wo
 MAX_CONTACTS = 1_000             # addresses remembered: a list may be as long as it likes [PL-4]
 REDIAL_SECONDS = (0.5, 60.0)     # pause after the first failure; it doubles up to the second [SW-6]
 MAX_BROKEN_PROMISES = 3          # listed chunks refused in a row; one wrong byte is enough [FC-9, FC-10]
-NEWS_SECONDS = 0.2               # a neighbor's list is asked for again when it is older than this
-POLL_SECONDS = (0.05, 1.0)       # pause when a neighbor has nothing new; it doubles up to the second
-BUSY_SECONDS = (0.1, 0.3)        # pause when told BUSY, at random: fewer than 20 requests a second [FC-7]
+BEAT_SECONDS = (0.1, 1.0)        # bounds of a beat: the time in which things change, see Picker.beat
+BUSY_BEATS = (0.6, 1.4)          # pause when told BUSY, at random: at most 20 requests a second [FC-7]
+IDLE_BEATS = (0.25, 2.0)         # pause when a neighbor has nothing new; it doubles up to the second
 
 EXTRA_LANE_SECONDS = 1.0         # a neighbor that was too busy for a second connection is not offered one for so long
 
-UPLOAD_SLOTS = 2                 # chunks on their way out at a time: few and fast beats many and slow
+UPLOAD_SLOTS = 2                 # chunks on their way out: one is sent and one waits, so that there is no gap
 BUSY_AFTER = 0.005               # a slot that comes free within this is waited for before BUSY is said
 PACE_BURST = 0.05                # seconds of upload that may be made up for after a pause [CL-14]
 RECEIVE_MEMORY = 16 * MIB        # for chunks on their way in, all together
@@ -591,22 +592,67 @@ def in_a_thread(call):
     return results[0]
 
 
-class Pace:
-    """A token bucket: whoever takes `count` bytes from it sleeps until the rate allows for them [CL-14]."""
+def may_send(active, sent_before, slots):
+    """Whether another chunk gets an upload slot while `active` of them are taken [FC-6].
 
-    def __init__(self, rate):
-        self.rate = rate  # bytes per second
-        self.slice = max(1, min(64 * KIB, int(rate / 20)))  # sent at a time: 50 ms worth of it
+    One that was given away before gets it only if nothing else is on its way out: it can be had
+    elsewhere by now, and the place behind the chunk that is being sent is better kept for another.
+    """
+    return active == 0 or active < slots and not sent_before
+
+
+class Uploads:
+    """Upload slots and the rate that they share. A chunk that came first is sent first, at the full rate [FC-6, CL-14].
+
+    Two chunks that share the rate would both arrive when the second could have been there anyway, and
+    the first could be passed on half the time earlier.
+    """
+
+    def __init__(self, rate=None):
+        self.rate = rate  # bytes per second; None: as fast as it goes
+        self.slice = max(1, min(64 * KIB, int(rate / 20))) if rate else MAX_CHUNK_SIZE  # bytes sent at a time: 50 ms worth of it
         self.lock = threading.Lock()
-        self.free_at = time.monotonic()  # guarded by lock: when all that was taken is paid for
+        self.changed = threading.Condition(self.lock)  # announces: a slot is free, or it is another chunk's turn
+        # guarded by lock:
+        self.active = 0    # slots that are taken
+        self.sent = 0      # bitfield of the chunks that were given away, or are on their way
+        self.tickets = 0   # uploads that ever began: the lower its number, the sooner an upload goes on
+        self.waiting = []  # heap of the tickets that wait for the rate
+        self.free_at = time.monotonic()  # when all that was taken is paid for
 
-    def take(self, count):
-        with self.lock:
-            now = time.monotonic()
-            self.free_at = max(self.free_at, now - PACE_BURST) + count / self.rate
-            wait = self.free_at - now
-        if wait > 0:
-            time.sleep(wait)
+    def begin(self, index, length, busy_ok):
+        """The ticket for sending a chunk of so many bytes; None: BUSY, which is said only to those who allow it.
+
+        The others wait, and are not put behind for the sake of another chunk.
+        """
+        seconds = length / self.rate if self.rate else 0.0
+        slots = UPLOAD_SLOTS if seconds < FRAME_SECONDS / 2 else 1  # or who waits would hear nothing for too long [FC-11]
+        patience = None if not busy_ok else BUSY_AFTER if seconds <= BUSY_AFTER else 0.0
+        with self.changed:
+            if not self.changed.wait_for(lambda: may_send(self.active, busy_ok and self.sent >> index & 1, slots), patience):
+                return None
+            self.active += 1
+            self.sent |= 1 << index
+            self.tickets += 1
+            return self.tickets
+
+    def take(self, ticket, count):
+        """Wait until the rate allows for so many bytes, and no older upload wants them."""
+        if not self.rate:
+            return
+        with self.changed:
+            heapq.heappush(self.waiting, ticket)
+            while (wait := self.free_at - time.monotonic()) > 0 or self.waiting[0] != ticket:
+                self.changed.wait(wait if wait > 0 else None)
+            heapq.heappop(self.waiting)
+            self.free_at = max(self.free_at, time.monotonic() - PACE_BURST) + count / self.rate
+            self.changed.notify_all()
+
+    def end(self):
+        """The upload has ended, however it ended."""
+        with self.changed:
+            self.active -= 1
+            self.changed.notify_all()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -807,15 +853,14 @@ class Store:
         chunk = os.pread(self.fd, self.file.length(index), index * self.file.chunk_size)
         return hashlib.sha256(chunk).digest() == self.file.digest(index)
 
-    def send(self, sock, index, pace):
+    def send(self, sock, index, uploads, ticket):
         """Send a chunk as a whole frame; its bytes go from disk to socket without passing through here."""
         offset, left = index * self.file.chunk_size, self.file.length(index)
-        deadline = time.monotonic() + for_answer(left) + (left * UPLOAD_SLOTS / pace.rate if pace else 0)
+        deadline = time.monotonic() + for_answer(left) + (left * UPLOAD_SLOTS / uploads.rate if uploads.rate else 0)
         send_exactly(sock, chunk_head(left), deadline, getattr(socket, "MSG_MORE", 0))
         while left:
-            size = min(left, pace.slice) if pace else left
-            if pace:
-                pace.take(size)
+            size = min(left, uploads.slice)
+            uploads.take(ticket, size)
             send_file(sock, self.fd, offset, size, deadline)
             offset, left = offset + size, left - size
 
@@ -928,6 +973,9 @@ class Output:
 # socket or a clock.
 
 
+NOTHING, BUSY, REFUSED, FETCHED = "nothing to choose", "busy", "refused", "fetched"  # how an exchange went
+
+
 def any_of(bits, count, rng):
     """One index of a bitfield: the first at or after a place drawn at random; None of an empty one."""
     if not bits:
@@ -948,6 +996,17 @@ def rarest_first(offered, levels, count, rng):
         if offered & level:
             return any_of(offered & level, count, rng)
     return None
+
+
+def pause(outcome, idle, beat, rng):
+    """Seconds before the next request to a neighbor that gave nothing; at random, lest all come back at once.
+
+    `outcome` is BUSY [FC-7] or another; `idle` says how often in a row the neighbor had no news; beat
+    is in seconds.
+    """
+    if outcome == BUSY:
+        return beat * rng.uniform(*BUSY_BEATS)
+    return beat * min(IDLE_BEATS[0] * 2 ** min(idle, 10), IDLE_BEATS[1]) * rng.uniform(0.75, 1.25)
 
 
 class Picker:
@@ -1005,6 +1064,19 @@ class Picker:
         self.withdraw(neighbor, self.holds.get(neighbor, 0))
         self.holds.pop(neighbor, None)
 
+    def beat(self):
+        """Seconds in which something new can be expected: as long as an exchange takes, within bounds.
+
+        The age of news and all pauses are counted in beats, so that they fit a link of 10 KiB/s and one
+        of 1 GiB/s.
+        """
+        return min(max(self.typical, BEAT_SECONDS[0]), BEAT_SECONDS[1])
+
+    def news_due(self, neighbor, known, heard_at, now):
+        """Whether to ask this neighbor what it has: `known` ids were heard, at `heard_at`; not if that is all there can be [CQ-3]."""
+        everything = known and self.holds.get(neighbor) == all_of(self.count)
+        return not everything and now - heard_at >= self.beat()
+
     def choose(self, neighbor, now):
         """The chunk to ask of this neighbor next, noted as under way; None if there is none."""
         wanted = self.wanted(neighbor)
@@ -1020,7 +1092,7 @@ class Picker:
         """Endgame: all that is wanted is under way; a chunk for which one other has taken long is asked for twice [SW-5]."""
         for index, askers in self.under_way.items():
             if wanted >> index & 1 and len(askers) == 1 and neighbor not in askers:
-                if now - min(askers.values()) > max(2 * self.typical, POLL_SECONDS[0]):
+                if now - min(askers.values()) > 2 * self.beat():
                     return index
         return None
 
@@ -1099,9 +1171,6 @@ class Contacts:
         return address in self.bans
 
 
-NOTHING, BUSY, REFUSED, FETCHED = "nothing to choose", "busy", "refused", "fetched"  # how an exchange went
-
-
 class Neighbor:
     """A peer that this peer asks; one of its lanes is a thread with a connection."""
 
@@ -1111,7 +1180,7 @@ class Neighbor:
         self.lanes = 1
         self.known = 0                  # chunk ids that it listed on this connection [CQ-3]
         self.heard_at = float("-inf")   # when it listed them
-        self.pause = POLL_SECONDS[0]    # before it is asked again when it had nothing to fetch
+        self.idle = 0                   # how often in a row it had nothing new
         self.broken = 0                 # promises broken in a row [FC-10]
         self.one_lane_until = 0.0       # it was too busy for an extra one
         self.leaving = False            # failed, or to make room for another
@@ -1130,8 +1199,7 @@ class Peer:
 
     def __init__(self, tracker, host="", port=0, upload_limit=None, events=None, say=None):
         self.tracker = tracker
-        self.pace = Pace(upload_limit) if upload_limit else None
-        self.slots = threading.BoundedSemaphore(UPLOAD_SLOTS)
+        self.uploads = Uploads(upload_limit)
         self.events = events or (lambda event, **fields: None)
         self.say = say or (lambda line: None)
         self.file = None           # Description, from join() on
@@ -1172,15 +1240,18 @@ class Peer:
                        f"expected a multiple of {self.file.chunk_size} below {self.file.size}, got {request.chunk_id}")
         if index is None or not self.holds(index):
             return bad(messages_pb2.NOT_HELD, f"chunk {request.chunk_id} is not held here")
-        if not self.slots.acquire(timeout=BUSY_AFTER if request.busy_ok else None):
-            return bad(messages_pb2.BUSY, f"all {UPLOAD_SLOTS} upload slots are taken; ask again")
+        length = self.file.length(index)
+        ticket = self.uploads.begin(index, length, request.busy_ok)
+        if ticket is None:
+            return bad(messages_pb2.BUSY, "other chunks are on their way out; ask again")
+        began = time.monotonic()
         try:
             if not self.store.intact(index):
                 return bad(messages_pb2.NOT_HELD, f"chunk {request.chunk_id} is no longer what it was")
-            self.store.send(sock, index, self.pace)
+            self.store.send(sock, index, self.uploads, ticket)
         finally:
-            self.slots.release()
-        self.events("sent", chunk=request.chunk_id, bytes=self.file.length(index), to=format_address(peer_address(sock)))
+            self.uploads.end()
+        self.events("sent", chunk=request.chunk_id, bytes=length, to=format_address(peer_address(sock)), seconds=round(time.monotonic() - began, 6))
         return None
 
     def holds(self, index):
@@ -1348,8 +1419,8 @@ class Peer:
     def hear(self, neighbor, link):
         """Ask what the neighbor has, if what is known of it is old and not all that there can be [CQ-3, CQ-4]."""
         with self.lock:
-            everything = neighbor.known and self.picker.holds.get(neighbor.address) == all_of(self.file.count)
-        if everything or time.monotonic() - neighbor.heard_at < NEWS_SECONDS:
+            due = self.picker.news_due(neighbor.address, neighbor.known, neighbor.heard_at, time.monotonic())
+        if not due:
             return
         frame = link.ask(lambda: Request(chunks_query=Request.ChunksQuery(known=neighbor.known)), MAX_ANSWER)
         response = parse(Response, frame)
@@ -1363,7 +1434,7 @@ class Peer:
             news = self.picker.add(neighbor.address, bits)
         neighbor.known += len(ids)
         neighbor.heard_at = time.monotonic()
-        neighbor.pause = POLL_SECONDS[0] if news else min(2 * neighbor.pause, POLL_SECONDS[1])
+        neighbor.idle = 0 if news else neighbor.idle + 1
 
     def fetch_next(self, neighbor, link):
         """Choose a chunk of this neighbor and fetch it: NOTHING to choose, BUSY, REFUSED or FETCHED."""
@@ -1445,9 +1516,9 @@ class Peer:
         self.start_lane(neighbor, extra=True)
 
     def rest(self, neighbor, outcome):
-        """Pause before the next request to a neighbor that gave nothing; at random, lest all come back at once."""
-        seconds = random.uniform(*BUSY_SECONDS) if outcome == BUSY else neighbor.pause * random.uniform(0.75, 1.25)
+        """Pause before the next request to a neighbor that gave nothing [FC-7]."""
         with self.changed:
+            seconds = pause(outcome, neighbor.idle, self.picker.beat(), random)
             if outcome == NOTHING:
                 neighbor.heard_at = float("-inf")  # what it has by then is what matters
                 self.changed.wait(seconds)         # or until another neighbor fails, and leaves its chunk to this one

@@ -155,6 +155,15 @@ def test_an_asker_is_told_busy_only_if_it_said_that_it_does_not_mind(seed):
         eventually(lambda: ask(hurried, fetch_chunk(0, busy_ok=True)).chunk == data, what="a free slot")
 
 
+@pytest.mark.spec("FC-6")
+def test_a_peer_with_nothing_on_its_way_out_is_not_busy(seeding):
+    """Also for a chunk that it gave away before."""
+    address, data = seeding
+    with connect(address) as sock:
+        for _ in range(3):
+            assert ask(sock, fetch_chunk(0, busy_ok=True)).chunk == data[:CHUNK]
+
+
 @pytest.mark.spec("WF-10", "FC-6")
 @pytest.mark.fault(13)
 def test_an_asker_that_stops_reading_keeps_nobody_else_from_being_answered(seed):

@@ -7,6 +7,7 @@ random here has a seed, and what needs a clock has one that the test sets.
 import random
 import socket
 import threading
+import types
 
 import pytest
 
@@ -189,13 +190,13 @@ def test_there_is_no_endgame_while_a_chunk_is_left_that_nobody_was_asked_for():
 
 
 @pytest.mark.spec("SW-5")
-def test_without_experience_a_chunk_is_late_after_the_shortest_pause_not_at_once():
+def test_without_experience_a_chunk_is_late_after_two_of_the_shortest_beats_not_at_once():
     picker = peer.Picker(1)
     picker.add("a", bits(0))
     picker.add("b", bits(0))
     picker.choose("a", 0)
-    assert picker.choose("b", peer.POLL_SECONDS[0] * 0.9) is None
-    assert picker.choose("b", peer.POLL_SECONDS[0] * 1.1) == 0
+    assert picker.choose("b", 2 * peer.BEAT_SECONDS[0] * 0.9) is None
+    assert picker.choose("b", 2 * peer.BEAT_SECONDS[0] * 1.1) == 0
 
 
 def test_endgame_asks_only_those_who_have_the_chunk_and_only_for_what_is_missing():
@@ -443,14 +444,58 @@ def test_the_bounds_are_those_of_the_spec():
     assert (tracker.MAX_PEERS, tracker.MAX_PEERS_PER_IP) == (100_000, 1_000)
     assert (peer.MAX_NEIGHBORS, peer.UPLOAD_SLOTS, peer.MAX_CONNECTIONS, peer.MAX_REQUEST) == (50, 2, 512, 65_536)
     assert (peer.LEASE_SECONDS, peer.FRAME_SECONDS, peer.IDLE_SECONDS, peer.LOST_SECONDS) == (10, 10, 60, 60)
-    assert peer.REFRESH_SECONDS <= 1 and peer.POLL_SECONDS[1] <= 1 and peer.MAX_BROKEN_PROMISES == 3
+    assert peer.REFRESH_SECONDS <= 1 and peer.BEAT_SECONDS[1] <= 1 and peer.MAX_BROKEN_PROMISES == 3
 
 
-# Pace and Repeat.
+# Uploads and Repeat.
+
+
+def test_a_slot_is_for_a_chunk_that_was_not_given_away_before_or_for_whoever_finds_all_of_them_free():
+    assert [peer.may_send(active, False, 2) for active in (0, 1, 2)] == [True, True, False]
+    assert [peer.may_send(active, True, 2) for active in (0, 1, 2)] == [True, False, False]
+    assert [peer.may_send(active, False, 1) for active in (0, 1)] == [True, False]
+
+
+@pytest.mark.spec("FC-6")
+def test_while_a_chunk_is_sent_one_that_was_sent_before_is_busy_and_a_new_one_is_not():
+    uploads = peer.Uploads(1000)
+    assert uploads.begin(7, 1000, busy_ok=True)
+    uploads.end()
+    assert uploads.begin(3, 1000, busy_ok=True)
+    assert uploads.begin(7, 1000, busy_ok=True) is None
+    assert uploads.begin(3, 1000, busy_ok=True) is None
+    assert uploads.begin(4, 1000, busy_ok=True)
+    assert uploads.begin(5, 1000, busy_ok=True) is None, "there are two slots"
+    uploads.end()
+    uploads.end()
+    assert uploads.begin(7, 1000, busy_ok=True), "a held chunk is never refused when nothing else is on its way out"
+
+
+@pytest.mark.spec("FC-6")
+def test_whoever_allows_no_busy_is_not_put_behind_for_the_sake_of_another_chunk():
+    uploads = peer.Uploads(1000)
+    uploads.begin(7, 1000, busy_ok=True)
+    assert uploads.begin(7, 1000, busy_ok=False)
+
+
+@pytest.mark.spec("FC-11")
+def test_when_a_chunk_takes_so_long_that_whoever_waits_would_give_up_nobody_is_let_wait():
+    uploads = peer.Uploads(1000)
+    assert uploads.begin(0, int(1000 * peer.FRAME_SECONDS), busy_ok=True)
+    assert uploads.begin(1, int(1000 * peer.FRAME_SECONDS), busy_ok=True) is None
+
+
+def test_a_slot_that_comes_free_at_once_is_waited_for_when_chunks_are_as_short_as_that(monkeypatch):
+    monkeypatch.setattr(peer, "BUSY_AFTER", 60.0)
+    uploads = peer.Uploads()
+    for index in range(peer.UPLOAD_SLOTS):
+        uploads.begin(index, 1000, busy_ok=True)
+    threading.Timer(0.05, uploads.end).start()
+    assert uploads.begin(9, 1000, busy_ok=True)
 
 
 class Time:
-    """Stands for the module time: sleeping is what makes it pass."""
+    """Stands for the module time: waiting is what makes it pass."""
 
     def __init__(self):
         self.now = 0.0
@@ -458,49 +503,116 @@ class Time:
     def monotonic(self):
         return self.now
 
-    def sleep(self, seconds):
+    def wait(self, seconds):
         self.now += seconds
 
 
 @pytest.fixture
-def fake_time(monkeypatch):
+def limited(monkeypatch):
+    """limited(rate): (Uploads, the Time in which its one upload waits)."""
     fake = Time()
     monkeypatch.setattr(peer, "time", fake)
-    return fake
+
+    def make(rate):
+        uploads = peer.Uploads(rate)
+        uploads.changed.wait = fake.wait
+        return uploads, fake
+    return make
 
 
 @pytest.mark.spec("CL-14")
 @pytest.mark.parametrize("rate", [1000, 256 * 1024, 50 << 20])
-def test_a_pace_keeps_to_its_rate(fake_time, rate):
-    pace = peer.Pace(rate)
+def test_uploads_keep_to_their_rate(limited, rate):
+    uploads, clock = limited(rate)
     taken = 0
-    while fake_time.now < 5:
-        pace.take(pace.slice)
-        taken += pace.slice
-    assert taken / fake_time.now == pytest.approx(rate, rel=0.03)
+    while clock.now < 5:
+        uploads.take(1, uploads.slice)
+        taken += uploads.slice
+    assert taken / clock.now == pytest.approx(rate, rel=0.03)
 
 
 @pytest.mark.spec("CL-14")
-def test_a_pause_is_not_made_up_for_by_a_burst(fake_time):
-    pace = peer.Pace(1000)
-    fake_time.now += 3600
-    began = fake_time.now
-    pace.take(1000)
-    assert fake_time.now - began == pytest.approx(1 - peer.PACE_BURST)
+def test_a_pause_is_not_made_up_for_by_a_burst(limited):
+    uploads, clock = limited(1000)
+    clock.now += 3600
+    began = clock.now
+    uploads.take(1, 1000)
+    uploads.take(1, 1000)  # once the first is paid for
+    assert clock.now - began == pytest.approx(1 - peer.PACE_BURST)
 
 
 @pytest.mark.spec("CL-14")
-def test_a_caller_that_is_slower_than_the_pace_never_waits(fake_time):
-    pace = peer.Pace(1000)
+def test_a_caller_that_is_slower_than_the_rate_never_waits(limited):
+    uploads, clock = limited(1000)
     for _ in range(100):
-        fake_time.now += 0.2
-        before = fake_time.now
-        pace.take(10)
-        assert fake_time.now == before
+        clock.now += 0.2
+        before = clock.now
+        uploads.take(1, 10)
+        assert clock.now == before
+
+
+def test_an_upload_that_began_first_is_sent_first_at_the_full_rate():
+    """Two threads take all they can: the older one is done before the other has had more than its start."""
+    uploads, order = peer.Uploads(100_000), []
+    uploads.take(1, 5000)  # so that both find the rate taken, and wait
+
+    def send(ticket):
+        for _ in range(5):
+            uploads.take(ticket, 1000)
+            order.append(ticket)
+
+    younger, older = (threading.Thread(target=send, args=(ticket,)) for ticket in (9, 2))
+    younger.start()
+    older.start()
+    for thread in (younger, older):
+        thread.join(10)
+    assert order == 5 * [2] + 5 * [9]
+
+
+def test_without_a_limit_nobody_waits_for_the_rate(limited):
+    uploads, clock = limited(None)
+    uploads.take(1, 1 << 40)
+    assert clock.now == 0 and uploads.slice == peer.MAX_CHUNK_SIZE
 
 
 def test_what_is_sent_at_a_time_is_fifty_milliseconds_worth_within_bounds():
-    assert [peer.Pace(rate).slice for rate in (1, 20_000, 1 << 30)] == [1, 1000, 65_536]
+    assert [peer.Uploads(rate).slice for rate in (1, 20_000, 1 << 30)] == [1, 1000, 65_536]
+
+
+# Beats and pauses.
+
+
+def test_a_beat_is_what_an_exchange_takes_within_bounds():
+    picker = peer.Picker(8)
+    shortest, longest = peer.BEAT_SECONDS
+    assert picker.beat() == shortest
+    picker.arrived(0, 0.5)
+    assert picker.beat() == 0.5
+    picker.arrived(1, 100)
+    assert picker.beat() == longest
+
+
+@pytest.mark.spec("CQ-3")
+def test_news_are_due_after_a_beat_and_never_of_one_who_holds_everything():
+    picker = peer.Picker(2)
+    beat = picker.beat()
+    assert picker.news_due("a", 0, float("-inf"), 0.0)
+    picker.add("a", bits(0))
+    assert [picker.news_due("a", 1, 10.0, 10.0 + age) for age in (0, 0.9 * beat, 1.1 * beat)] == [False, False, True]
+    picker.add("a", bits(1))
+    assert not picker.news_due("a", 2, 10.0, 1000.0)
+    assert picker.news_due("a", 0, 10.0, 1000.0), "on a new connection it may be another program"
+
+
+@pytest.mark.spec("FC-7")
+def test_a_pause_after_busy_is_about_a_beat_at_random():
+    pauses = [peer.pause(peer.BUSY, 0, 0.4, random.Random(seed)) for seed in range(200)]
+    assert min(pauses) >= 0.4 * peer.BUSY_BEATS[0] and max(pauses) <= 0.4 * peer.BUSY_BEATS[1] and len(set(pauses)) == 200
+
+
+def test_a_pause_for_lack_of_news_doubles_up_to_two_beats():
+    middle = types.SimpleNamespace(uniform=lambda low, high: (low + high) / 2)
+    assert [peer.pause(peer.NOTHING, idle, 1.0, middle) for idle in (0, 1, 2, 3, 4, 1000)] == [0.25, 0.5, 1, 2, 2, 2]
 
 
 def test_a_repeat_calls_again_and_again_until_it_is_stopped():

@@ -971,7 +971,7 @@ def test_a_bug_in_an_answer_shows_its_traceback_and_ends_that_connection_only(sw
 UNRELIABLE = """
 import random
 send = peer.Store.send
-def unreliable(self, sock, index, pace):
+def unreliable(self, sock, index, uploads, ticket):
     fate = random.random()
     if fate < 0.05:  # break off in mid-chunk
         sock.sendall(peer.chunk_head(self.file.length(index)) + bytes(1000))
@@ -979,7 +979,7 @@ def unreliable(self, sock, index, pace):
     if fate < %s:
         sock.sendall(peer.chunk_head(self.file.length(index)) + bytes(self.file.length(index)))
     else:
-        send(self, sock, index, pace)
+        send(self, sock, index, uploads, ticket)
 peer.Store.send = unreliable
 """
 
