@@ -1300,7 +1300,8 @@ class Peer:
         self.heartbeat = Repeat(lease * PROOF_SHARE, self.prove)
         self.heartbeat.start()
         self.merge(response.peer_list.addresses)
-        self.events("joined", tracker=format_address(self.tracker), lease=lease, content_id=self.file.content_id.hex())
+        self.events("joined", tracker=format_address(self.tracker), listening=format_address((self.own_ip, self.server.port)), lease=lease,
+                    content_id=self.file.content_id.hex())
 
     def prove(self):
         """Send one Active Proof. One that fails is followed by the next [AP-4, AP-6, AP-7]."""
@@ -1800,7 +1801,7 @@ def run():
     output = Output(args.out, args.force)
     try:
         peer = Peer(args.tracker, args.host, args.port, args.upload_limit, events, screen.say)
-        peer.events("start", wall=time.time(), port=peer.server.port, out=args.out)
+        peer.events("start", wall=time.time(), port=peer.server.port, out=args.out, upload_limit=args.upload_limit)
         peer.join()
         expect(args.expect, peer.file)
         began = time.monotonic()

@@ -281,7 +281,8 @@ def run():
     server = peer.Server(args.host, args.port, tracker)
     server.start()
     tracker.sweeper.start()
-    tracker.events("start", wall=time.time(), port=server.port, file=store.file.name, content_id=store.file.content_id.hex())
+    tracker.events("start", wall=time.time(), port=server.port, file=store.file.name, content_id=store.file.content_id.hex(),
+                   upload_limit=args.upload_limit)
     announce(args, store.file, server.port, screen)
     if args.no_seed:
         peer.wait_for(threading.Event())

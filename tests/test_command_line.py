@@ -504,9 +504,9 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(command):
 
 
 FIELDS = {  # of our two programs; the spec leaves them to whoever writes
-    "start": {"port": int}, "joined": {}, "listed": {"peer": str}, "expired": {"peer": str},
+    "start": {"port": int, "upload_limit": (int, type(None))}, "joined": {}, "listed": {"peer": str}, "expired": {"peer": str},
     "neighbor_added": {"neighbor": str}, "neighbor_dropped": {"neighbor": str, "reason": str},
-    "sent": {"chunk": int, "bytes": int, "to": str}, "fetched": {"chunk": int, "bytes": int, "of": str}, "complete": {"bytes": int},
+    "sent": {"chunk": int, "bytes": int, "to": str, "seconds": float}, "fetched": {"chunk": int, "bytes": int, "of": str}, "complete": {"bytes": int},
 }
 
 
