@@ -95,7 +95,7 @@ MAX_NEIGHBORS = 50               # asked at a time: as many threads, and more wo
 MAX_CONTACTS = 1_000             # addresses remembered: a list may be as long as it likes [PL-4]
 REDIAL_SECONDS = (0.5, 60.0)     # pause after the first failure; it doubles up to the second [SW-6]
 MAX_BROKEN_PROMISES = 3          # listed chunks refused in a row; one wrong byte is enough [FC-9, FC-10]
-BEAT_SECONDS = (0.1, 1.0)        # bounds of a beat: the time in which things change, see Picker.beat
+BEAT_SECONDS = (0.1, 1.0)        # bounds of a beat: as long as an exchange takes. News and pauses are timed by it, so that they fit any link
 BUSY_BEATS = (0.6, 1.4)          # pause when told BUSY, at random: at most 20 requests a second [FC-7]
 IDLE_BEATS = (0.25, 2.0)         # pause when a neighbor has nothing new; it doubles up to the second
 
@@ -592,13 +592,38 @@ def in_a_thread(call):
     return results[0]
 
 
-def may_send(active, sent_before, slots):
-    """Whether another chunk gets an upload slot while `active` of them are taken [FC-6].
+class Slots:
+    """Who may send next. Like the Picker it has no thread, no socket and no clock, so that it can be simulated [FC-6].
 
-    One that was given away before gets it only if nothing else is on its way out: it can be had
-    elsewhere by now, and the place behind the chunk that is being sent is better kept for another.
+    One chunk is sent and one waits behind it. The place that waits is not for a chunk that was given away
+    before: it can be had elsewhere by now. Nor is it for whoever was served last, if somebody else
+    was turned away since: he would come back first each time, and all would have to get it from him.
     """
-    return active == 0 or active < slots and not sent_before
+
+    def __init__(self):
+        self.active = 0           # slots that are taken
+        self.sent = 0             # bitfield of the chunks that were given away, or are on their way
+        self.served = []          # who got the last slots, the newest last
+        self.turned_away = False  # somebody was, since the last slot was given
+
+    def free(self, asker, index, patient, slots):
+        """Whether there is a slot for this chunk. One who is patient, and would wait for ever, is not put behind."""
+        if self.active == 0:
+            return True
+        behind = self.sent >> index & 1 or self.turned_away and asker in self.served
+        return self.active < slots and (patient or not behind)
+
+    def take(self, asker, index):
+        self.active += 1
+        self.sent |= 1 << index
+        self.served = [*self.served, asker][-UPLOAD_SLOTS:]
+        self.turned_away = False
+
+    def turn_away(self):
+        self.turned_away = True
+
+    def release(self):
+        self.active -= 1
 
 
 class Uploads:
@@ -614,25 +639,21 @@ class Uploads:
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)  # announces: a slot is free, or it is another chunk's turn
         # guarded by lock:
-        self.active = 0    # slots that are taken
-        self.sent = 0      # bitfield of the chunks that were given away, or are on their way
+        self.slots = Slots()
         self.tickets = 0   # uploads that ever began: the lower its number, the sooner an upload goes on
         self.waiting = []  # heap of the tickets that wait for the rate
         self.free_at = time.monotonic()  # when all that was taken is paid for
 
-    def begin(self, index, length, busy_ok):
-        """The ticket for sending a chunk of so many bytes; None: BUSY, which is said only to those who allow it.
-
-        The others wait, and are not put behind for the sake of another chunk.
-        """
+    def begin(self, asker, index, length, busy_ok):
+        """The ticket for sending a chunk of so many bytes; None: BUSY, which is said only to those who allow it."""
         seconds = length / self.rate if self.rate else 0.0
         slots = UPLOAD_SLOTS if seconds < FRAME_SECONDS / 2 else 1  # or who waits would hear nothing for too long [FC-11]
         patience = None if not busy_ok else BUSY_AFTER if seconds <= BUSY_AFTER else 0.0
         with self.changed:
-            if not self.changed.wait_for(lambda: may_send(self.active, busy_ok and self.sent >> index & 1, slots), patience):
+            if not self.changed.wait_for(lambda: self.slots.free(asker, index, not busy_ok, slots), patience):
+                self.slots.turn_away()
                 return None
-            self.active += 1
-            self.sent |= 1 << index
+            self.slots.take(asker, index)
             self.tickets += 1
             return self.tickets
 
@@ -651,7 +672,7 @@ class Uploads:
     def end(self):
         """The upload has ended, however it ended."""
         with self.changed:
-            self.active -= 1
+            self.slots.release()
             self.changed.notify_all()
 
 
@@ -992,9 +1013,10 @@ def rarest_first(offered, levels, count, rng):
 
     `levels[k]` is the bitfield of the chunks that exactly k neighbors hold [SW-1].
     """
-    for level in levels:
-        if offered & level:
-            return any_of(offered & level, count, rng)
+    if offered:
+        for level in levels:
+            if offered & level:
+                return any_of(offered & level, count, rng)
     return None
 
 
@@ -1024,6 +1046,7 @@ class Picker:
         self.holds = {}                  # neighbor -> what it has listed
         self.levels = [all_of(count)]    # levels[k]: chunks that exactly k neighbors hold
         self.typical = 0.0               # seconds that an exchange takes, a moving average
+        self.beat = BEAT_SECONDS[0]      # the same within bounds: seconds in which something new can be expected
         self.rng = rng or random.Random()
 
     def complete(self):
@@ -1039,15 +1062,18 @@ class Picker:
 
     def add(self, neighbor, bits):
         """The neighbor holds these chunks too; how many of them are news."""
-        news = bits & ~self.holds.get(neighbor, 0)
+        left = news = bits & ~self.holds.get(neighbor, 0)
         self.holds[neighbor] = self.holds.get(neighbor, 0) | bits
-        for k in range(len(self.levels) - 1, -1, -1):
-            moved = self.levels[k] & news
+        k = 0
+        while left:
+            moved = self.levels[k] & left
             if moved:
                 if k + 1 == len(self.levels):
                     self.levels.append(0)
                 self.levels[k] ^= moved
                 self.levels[k + 1] |= moved
+                left ^= moved
+            k += 1
         return news.bit_count()
 
     def withdraw(self, neighbor, bits):
@@ -1064,24 +1090,16 @@ class Picker:
         self.withdraw(neighbor, self.holds.get(neighbor, 0))
         self.holds.pop(neighbor, None)
 
-    def beat(self):
-        """Seconds in which something new can be expected: as long as an exchange takes, within bounds.
-
-        The age of news and all pauses are counted in beats, so that they fit a link of 10 KiB/s and one
-        of 1 GiB/s.
-        """
-        return min(max(self.typical, BEAT_SECONDS[0]), BEAT_SECONDS[1])
-
     def news_due(self, neighbor, known, heard_at, now):
         """Whether to ask this neighbor what it has: `known` ids were heard, at `heard_at`; not if that is all there can be [CQ-3]."""
         everything = known and self.holds.get(neighbor) == all_of(self.count)
-        return not everything and now - heard_at >= self.beat()
+        return not everything and now - heard_at >= self.beat
 
     def choose(self, neighbor, now):
         """The chunk to ask of this neighbor next, noted as under way; None if there is none."""
         wanted = self.wanted(neighbor)
         index = rarest_first(wanted & ~self.asked, self.levels, self.count, self.rng)
-        if index is None:
+        if index is None and wanted:
             index = self.late(neighbor, wanted, now)
         if index is not None:
             self.under_way.setdefault(index, {})[neighbor] = now
@@ -1092,7 +1110,7 @@ class Picker:
         """Endgame: all that is wanted is under way; a chunk for which one other has taken long is asked for twice [SW-5]."""
         for index, askers in self.under_way.items():
             if wanted >> index & 1 and len(askers) == 1 and neighbor not in askers:
-                if now - min(askers.values()) > 2 * self.beat():
+                if now - min(askers.values()) > 2 * self.beat:
                     return index
         return None
 
@@ -1108,6 +1126,7 @@ class Picker:
     def arrived(self, index, seconds):
         """The chunk was written, after an exchange of so many seconds; False if we had it already [FC-12]."""
         self.typical += ((seconds - self.typical) / 8) if self.typical else seconds
+        self.beat = min(max(self.typical, BEAT_SECONDS[0]), BEAT_SECONDS[1])
         new = not self.held >> index & 1
         self.held |= 1 << index
         return new
@@ -1241,7 +1260,8 @@ class Peer:
         if index is None or not self.holds(index):
             return bad(messages_pb2.NOT_HELD, f"chunk {request.chunk_id} is not held here")
         length = self.file.length(index)
-        ticket = self.uploads.begin(index, length, request.busy_ok)
+        asker = peer_address(sock)
+        ticket = self.uploads.begin(asker, index, length, request.busy_ok)
         if ticket is None:
             return bad(messages_pb2.BUSY, "other chunks are on their way out; ask again")
         began = time.monotonic()
@@ -1251,7 +1271,7 @@ class Peer:
             self.store.send(sock, index, self.uploads, ticket)
         finally:
             self.uploads.end()
-        self.events("sent", chunk=request.chunk_id, bytes=length, to=format_address(peer_address(sock)), seconds=round(time.monotonic() - began, 6))
+        self.events("sent", chunk=request.chunk_id, bytes=length, to=format_address(asker), seconds=round(time.monotonic() - began, 6))
         return None
 
     def holds(self, index):
@@ -1519,7 +1539,7 @@ class Peer:
     def rest(self, neighbor, outcome):
         """Pause before the next request to a neighbor that gave nothing [FC-7]."""
         with self.changed:
-            seconds = pause(outcome, neighbor.idle, self.picker.beat(), random)
+            seconds = pause(outcome, neighbor.idle, self.picker.beat, random)
             if outcome == NOTHING:
                 neighbor.heard_at = float("-inf")  # what it has by then is what matters
                 self.changed.wait(seconds)         # or until another neighbor fails, and leaves its chunk to this one

@@ -418,7 +418,7 @@ MUTANTS = [
            ""),
     Mutant("never_asks_for_news", "peer.py", 6, "SW-8",
            "I have the neighbor's list already.",
-           "return not everything and now - heard_at >= self.beat()",
+           "return not everything and now - heard_at >= self.beat",
            "return not known"),
 
     # Stage 7, faults.

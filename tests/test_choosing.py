@@ -450,48 +450,70 @@ def test_the_bounds_are_those_of_the_spec():
 # Uploads and Repeat.
 
 
-def test_a_slot_is_for_a_chunk_that_was_not_given_away_before_or_for_whoever_finds_all_of_them_free():
-    assert [peer.may_send(active, False, 2) for active in (0, 1, 2)] == [True, True, False]
-    assert [peer.may_send(active, True, 2) for active in (0, 1, 2)] == [True, False, False]
-    assert [peer.may_send(active, False, 1) for active in (0, 1)] == [True, False]
+def free(slots, asker, index, patient=False, count=2):
+    return slots.free(asker, index, patient, count)
 
 
 @pytest.mark.spec("FC-6")
-def test_while_a_chunk_is_sent_one_that_was_sent_before_is_busy_and_a_new_one_is_not():
-    uploads = peer.Uploads(1000)
-    assert uploads.begin(7, 1000, busy_ok=True)
-    uploads.end()
-    assert uploads.begin(3, 1000, busy_ok=True)
-    assert uploads.begin(7, 1000, busy_ok=True) is None
-    assert uploads.begin(3, 1000, busy_ok=True) is None
-    assert uploads.begin(4, 1000, busy_ok=True)
-    assert uploads.begin(5, 1000, busy_ok=True) is None, "there are two slots"
-    uploads.end()
-    uploads.end()
-    assert uploads.begin(7, 1000, busy_ok=True), "a held chunk is never refused when nothing else is on its way out"
+def test_the_place_behind_the_chunk_that_is_sent_is_for_one_that_was_not_given_away_before():
+    slots = peer.Slots()
+    slots.take("a", 7)
+    slots.release()
+    assert free(slots, "b", 7), "a held chunk is never refused when nothing is on its way out"
+    slots.take("b", 3)
+    assert [free(slots, "c", index) for index in (3, 7, 4)] == [False, False, True]
+    slots.take("c", 4)
+    assert not free(slots, "d", 5), "there are two slots"
+
+
+def test_who_was_served_last_lets_those_go_first_who_were_turned_away_since():
+    slots = peer.Slots()
+    slots.take("a", 0)
+    slots.take("b", 1)
+    slots.release()
+    assert free(slots, "a", 2), "nobody else came"
+    slots.turn_away()
+    assert [free(slots, asker, 2) for asker in ("a", "b", "c")] == [False, False, True]
+    slots.take("c", 2)
+    slots.release()
+    assert free(slots, "a", 3), "nobody was turned away since"
 
 
 @pytest.mark.spec("FC-6")
-def test_whoever_allows_no_busy_is_not_put_behind_for_the_sake_of_another_chunk():
+def test_whoever_allows_no_busy_is_not_put_behind():
+    slots = peer.Slots()
+    slots.take("a", 7)
+    slots.turn_away()
+    assert [free(slots, "a", 7, patient) for patient in (True, False)] == [True, False]
+
+
+@pytest.mark.spec("FC-6")
+def test_when_all_slots_are_taken_busy_is_said_and_remembered():
     uploads = peer.Uploads(1000)
-    uploads.begin(7, 1000, busy_ok=True)
-    assert uploads.begin(7, 1000, busy_ok=False)
+    tickets = [uploads.begin("a", index, 1000, busy_ok=True) for index in range(peer.UPLOAD_SLOTS)]
+    assert tickets == sorted(tickets) and None not in tickets
+    assert uploads.begin("b", 9, 1000, busy_ok=True) is None and uploads.slots.turned_away
+    uploads.end()
+    assert uploads.begin("a", 8, 1000, busy_ok=True) is None
+    assert uploads.begin("b", 9, 1000, busy_ok=True)
 
 
 @pytest.mark.spec("FC-11")
 def test_when_a_chunk_takes_so_long_that_whoever_waits_would_give_up_nobody_is_let_wait():
     uploads = peer.Uploads(1000)
-    assert uploads.begin(0, int(1000 * peer.FRAME_SECONDS), busy_ok=True)
-    assert uploads.begin(1, int(1000 * peer.FRAME_SECONDS), busy_ok=True) is None
+    assert uploads.begin("a", 0, int(1000 * peer.FRAME_SECONDS), busy_ok=True)
+    assert uploads.begin("b", 1, int(1000 * peer.FRAME_SECONDS), busy_ok=True) is None
 
 
 def test_a_slot_that_comes_free_at_once_is_waited_for_when_chunks_are_as_short_as_that(monkeypatch):
     monkeypatch.setattr(peer, "BUSY_AFTER", 60.0)
     uploads = peer.Uploads()
     for index in range(peer.UPLOAD_SLOTS):
-        uploads.begin(index, 1000, busy_ok=True)
-    threading.Timer(0.05, uploads.end).start()
-    assert uploads.begin(9, 1000, busy_ok=True)
+        uploads.begin("a", index, 1000, busy_ok=True)
+    timer = threading.Timer(0.05, uploads.end)
+    timer.start()
+    assert uploads.begin("b", 9, 1000, busy_ok=True)
+    timer.join()
 
 
 class Time:
@@ -585,17 +607,17 @@ def test_what_is_sent_at_a_time_is_fifty_milliseconds_worth_within_bounds():
 def test_a_beat_is_what_an_exchange_takes_within_bounds():
     picker = peer.Picker(8)
     shortest, longest = peer.BEAT_SECONDS
-    assert picker.beat() == shortest
+    assert picker.beat == shortest
     picker.arrived(0, 0.5)
-    assert picker.beat() == 0.5
+    assert picker.beat == 0.5
     picker.arrived(1, 100)
-    assert picker.beat() == longest
+    assert picker.beat == longest
 
 
 @pytest.mark.spec("CQ-3")
 def test_news_are_due_after_a_beat_and_never_of_one_who_holds_everything():
     picker = peer.Picker(2)
-    beat = picker.beat()
+    beat = picker.beat
     assert picker.news_due("a", 0, float("-inf"), 0.0)
     picker.add("a", bits(0))
     assert [picker.news_due("a", 1, 10.0, 10.0 + age) for age in (0, 0.9 * beat, 1.1 * beat)] == [False, False, True]
