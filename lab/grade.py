@@ -532,4 +532,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # whoever read the report has gone; results.json is written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)

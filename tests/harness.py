@@ -89,10 +89,25 @@ class Wire(socket.socket):
     def sendall(self, data, *flags):
         if self.kind == "response":
             trace.tell("sent", bytes(data), "request")
-        super().sendall(data, *flags)
+        try:
+            super().sendall(data, *flags)
+        except OSError as error:
+            trace.judge(answer_to_the_last(), str(error))
+            raise
+
+    def shutdown(self, how):
+        try:
+            super().shutdown(how)
+        except OSError:  # the other side has gone; the next recv says how
+            pass
 
     def recv(self, count, *flags):
-        data = super().recv(count, *flags)
+        try:
+            data = super().recv(count, *flags)
+        except ConnectionError as error:
+            if self.kind == "response":
+                trace.judge(answer_to_the_last(), str(error))
+            raise
         self.came += data
         return data
 

@@ -8,6 +8,7 @@ Three kinds of facts: steps; `sent`, what the program under test was last told; 
 bytes of a frame, or words where there are no bytes.
 """
 
+import re
 import threading
 
 import explain
@@ -91,8 +92,13 @@ class Trace:
             code = program.process.poll()
             if code is not None and not program.stopped:
                 lines = program.output.rstrip("\0\n").splitlines()
-                said.append(f"{program.what} ended with {exit_words(code)}" + (f": {lines[-1][:300]}" if lines else ""))
+                said.append(f"{program.what} ended with {exit_words(code)}" + (f": {telling(lines)[:300]}" if lines else ""))
         return "; ".join(said)
+
+
+def telling(lines):
+    """The last line that names an error; without one the last line."""
+    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1])
 
 
 def exit_words(code):

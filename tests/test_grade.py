@@ -12,6 +12,7 @@ import time
 import pytest
 
 import processes
+import starter
 from harness import ROOT, active_proof, chunks_query, describe, framed, join, peer_list
 from messages_pb2 import Response
 from mistakes import BY_CLAUSE, LIKELY, Facts, likely, mended
@@ -103,6 +104,24 @@ def test_a_program_that_is_not_written_yet_fails_at_once_and_names_the_note(subm
     failures = graded.failed().values()
     assert failures and all("lab/3-peer-list.md" in failure["got"] and "not written yet" in failure["likely"] for failure in failures)
     assert graded.content()["score"] == 0
+
+
+def test_a_crash_is_told_by_the_last_line_of_the_program_whatever_was_seen_of_it_on_the_wire(tmp_path):
+    starter.write(tmp_path / "mine")
+    failures = Graded(tmp_path, "--dir", tmp_path / "mine", "--stage", 0).failed().values()
+    assert len(failures) > 5
+    for failure in failures:
+        assert failure["got"] == "the tracker under test ended with exit code 70: NotImplementedError: stage 0: lab/0-wire.md", failure
+        assert "not written yet" in failure["likely"]
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    command = [sys.executable, ROOT / "lab" / "grade.py", "--stage", "2", "-k", "in_the_bytes_of_the_spec", "--results", tmp_path / "results.json"]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(60) == 1
+    process.stderr.close()
+    assert json.loads((tmp_path / "results.json").read_text())["score"] > 0
 
 
 def test_commands_are_graded_too_and_need_not_be_python(tmp_path):

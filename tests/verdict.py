@@ -20,7 +20,7 @@ import pytest
 
 import explain
 import processes
-from harness import framed, trace
+from harness import EXIT_CODES, framed, trace
 from messages_pb2 import Response
 from mistakes import WORDS, Facts, likely, mended, message
 from steps import shortened
@@ -127,6 +127,7 @@ def failure(item, excinfo):
     """What the report of a failed test says (README of the format: lab/grade.py, results.json)."""
     steps = list(trace.steps)
     expected, got, kind = sides(item, excinfo)
+    got = with_crash(got)
     left, right = compared[1:3] if compared and compared[3] == trace.clock else (None, None)
     words, at = numbered(steps)
     facts = Facts(trace.sent, expected, got, clauses_of(item), item.name, words, left, right)
@@ -165,6 +166,32 @@ def sides(item, excinfo):
         return ("what this test asserts" if secret else str(excinfo.traceback[-1].statement).strip()[:300],
                 dead or ("it did not hold" if secret else said[:300]), None)
     return "a test that comes to its end", f"{excinfo.typename}" + ("" if HIDDEN else f": {str(excinfo.value)[:300]}"), None
+
+
+CLOSED = r"end of stream|(\w+: )?\[Errno \d+\] [\w ]+"  # what is seen of a crash from outside
+DYING = 0.5  # seconds that pass at the most between the end of a program's connections and its own
+
+
+def with_crash(got):
+    """What came, in words, and the last line of the program if a bug has ended it: its connections may end a moment before."""
+    if got and not isinstance(got, str) or not trace.programs:
+        return got
+    seen = re.split(r"(?:^|; )the \w+ under test ended with ", got or "")[0]
+    give_up = time.monotonic() + (DYING if not seen or re.match(CLOSED, seen) else 0)
+    while time.monotonic() < give_up and not any(crashed(program) for program in trace.programs):
+        time.sleep(0.01)
+    for program in filter(crashed, trace.programs):
+        program.reader.join(DYING)  # until all of its output was read
+    said = trace.ended() if any(map(crashed, trace.programs)) else ""
+    if not said or said.partition(": ")[2] in seen and seen:
+        return got
+    return f"{seen}; {said}" if seen and not re.fullmatch(CLOSED, seen) else said
+
+
+def crashed(program):
+    """Whether a program has ended with an error that nobody caught, or with the exit code of a bug."""
+    code = program.process.poll()
+    return code is not None and code > 0 and code not in EXIT_CODES and not program.stopped
 
 
 def judged_here(excinfo):
