@@ -103,7 +103,7 @@ EXTRA_LANE_SECONDS = 1.0         # a neighbor that was too busy for a second con
 
 UPLOAD_SLOTS = 2                 # chunks on their way out: one is sent and one waits, so that there is no gap
 BUSY_AFTER = 0.005               # a slot that comes free within this is waited for before BUSY is said
-PACE_BURST = 0.05                # seconds of upload that may be made up for after a pause [CL-14]
+PACE_BURST = 0.05                # seconds of upload that may be made up for when a sender was late [CL-14]
 RECEIVE_MEMORY = 16 * MIB        # for chunks on their way in, all together
 LOST_SECONDS = 60.0              # nobody has what is missing for so long: the swarm is lost [SW-7]
 SIGNAL_SECONDS = 0.2             # so late a signal may be seen, at the worst
@@ -610,8 +610,11 @@ class Slots:
         """Whether there is a slot for this chunk. One who is patient, and would wait for ever, is not put behind."""
         if self.active == 0:
             return True
-        behind = self.sent >> index & 1 or self.turned_away and asker in self.served
+        behind = self.given_away(index) or self.turned_away and asker in self.served
         return self.active < slots and (patient or not behind)
+
+    def given_away(self, index):
+        return self.sent >> index & 1
 
     def take(self, asker, index):
         self.active += 1
@@ -642,7 +645,7 @@ class Uploads:
         self.slots = Slots()
         self.tickets = 0   # uploads that ever began: the lower its number, the sooner an upload goes on
         self.waiting = []  # heap of the tickets that wait for the rate
-        self.free_at = time.monotonic()  # when all that was taken is paid for
+        self.free_at = time.monotonic()  # when all that was taken so far was paid for
 
     def begin(self, asker, index, length, busy_ok):
         """The ticket for sending a chunk of so many bytes; None: BUSY, which is said only to those who allow it."""
@@ -653,20 +656,26 @@ class Uploads:
             if not self.changed.wait_for(lambda: self.slots.free(asker, index, not busy_ok, slots), patience):
                 self.slots.turn_away()
                 return None
+            if not self.slots.active:
+                self.free_at = max(self.free_at, time.monotonic())  # what was not used while nobody asked is lost
             self.slots.take(asker, index)
             self.tickets += 1
             return self.tickets
 
     def take(self, ticket, count):
-        """Wait until the rate allows for so many bytes, and no older upload wants them."""
+        """Wait until the rate has allowed for so many bytes, and no older upload wants them.
+
+        They are paid for before they are sent, so that no chunk is there before its time.
+        """
         if not self.rate:
             return
         with self.changed:
             heapq.heappush(self.waiting, ticket)
-            while (wait := self.free_at - time.monotonic()) > 0 or self.waiting[0] != ticket:
+            self.free_at = max(self.free_at, time.monotonic() - PACE_BURST)
+            while (wait := self.free_at + count / self.rate - time.monotonic()) > 0 or self.waiting[0] != ticket:
                 self.changed.wait(wait if wait > 0 else None)
             heapq.heappop(self.waiting)
-            self.free_at = max(self.free_at, time.monotonic() - PACE_BURST) + count / self.rate
+            self.free_at += count / self.rate
             self.changed.notify_all()
 
     def end(self):

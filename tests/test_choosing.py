@@ -559,8 +559,17 @@ def test_a_pause_is_not_made_up_for_by_a_burst(limited):
     clock.now += 3600
     began = clock.now
     uploads.take(1, 1000)
-    uploads.take(1, 1000)  # once the first is paid for
     assert clock.now - began == pytest.approx(1 - peer.PACE_BURST)
+
+
+@pytest.mark.spec("CL-14")
+def test_what_was_not_used_while_nobody_asked_is_lost(limited):
+    uploads, clock = limited(1000)
+    clock.now += 3600
+    began = clock.now
+    uploads.begin("a", 0, 1000, busy_ok=True)
+    uploads.take(1, 1000)
+    assert clock.now - began == pytest.approx(1)
 
 
 @pytest.mark.spec("CL-14")
