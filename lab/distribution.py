@@ -26,7 +26,7 @@ What it is held against, for a file of F bytes in M chunks, N leechers, upload l
     peer to peer     max{ F/u_s, F/d_min, N·F/(u_s + Σu) }         bits may flow on as soon as they arrive
     chunked floor    (M + ⌊log₂N⌋)·τ                               a chunk must be whole first; all limits equal
 
-A ratio may be below 1 by up to 50 ms: so much upload may a program make up for after a pause (peer.PACE_BURST).
+No ratio is below 1: a program pays for bytes before it sends them (peer.Uploads), so no chunk arrives before its time.
 
 Reading order: bounds - processes - the swarm - one run - several runs - table, CSV, JSON - the figure - main.
 """

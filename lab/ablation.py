@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""What each rule of the swarm is worth: real swarms with one rule taken out at a time, beside the simulator's prediction.
+
+    make ablation                        16 leechers, every rule, three runs each: about 12 minutes; QUICK=1: one run of 8 leechers, about 3
+    python lab/ablation.py --rule busy   one rule and none
+
+A rule is taken out of peer.py by the very lines that take it out of the simulator (RULES in
+lab/simulate.py): the peers that are started are peer.py with such a line run first. Swarms, limits and the moment from
+which time runs are those of lab/distribution.py. Writes ablation.json: every run, real and
+simulated. Exit codes as there.
+
+Reading order: a peer without a rule - measure one rule - main. It has no thread of its own.
+"""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+import distribution  # beside this file; it makes peer.py importable
+import peer
+import simulate
+
+LEECHERS, CHUNKS, TAU = 16, 80, 0.2        # 84 τ are 17 s; at that rate the processors are less than half busy
+QUICK_LEECHERS, QUICK_CHUNKS, QUICK_TAU = 8, 60, 0.12
+CHUNK_SIZE = 32 * peer.KIB
+RUNS = 3                                   # real ones of each rule; the median counts
+SIMULATED_RUNS = 15                        # these cost little
+
+
+def program_without(rule, folder):
+    """The path of a peer.py without this rule, made in the folder."""
+    path = os.path.join(folder, "peer_without_a_rule.py")
+    with open(path, "w") as file:
+        file.write(f"import sys\nsys.path.insert(0, {distribution.ROOT!r})\nimport peer\n{simulate.RULES[rule]}\n"
+                   "peer.run_to_exit('peer.py', peer.run)\n")
+    return path
+
+
+def real_runs(rule, args):
+    """As many real swarms as were asked for: distribution.Result."""
+    with tempfile.TemporaryDirectory(prefix="ablation-") as folder:
+        program = program_without(rule, folder) if rule else distribution.PEER
+        return [distribution.attempt({"n": args.leechers, "chunks": args.chunks, "chunk_size": CHUNK_SIZE, "limit": CHUNK_SIZE / args.tau}, program=program)
+                for _ in range(args.runs)]
+
+
+def compare(rule, args):
+    """What was measured and simulated without this rule, as a dict for the JSON file; None stands for all rules in place."""
+    runs = real_runs(rule, args)
+    simulated = [simulate.simulate(args.leechers, args.chunks, args.tau, seed=seed, without=[rule] if rule else []) for seed in range(args.simulated)]
+    floor = simulate.floor(args.leechers, args.chunks, args.tau)
+    size = args.chunks * CHUNK_SIZE
+    return {"rule": rule, "leechers": args.leechers, "chunks": args.chunks, "tau_s": args.tau, "floor_s": floor,
+            "real_makespans_s": [round(run.makespan, 3) for run in runs], "real_over_floor": statistics.median(run.makespan for run in runs) / floor,
+            "real_seeder_files": statistics.median(run.seeder_bytes / size for run in runs),
+            "cpu": max((run.cpu for run in runs if run.cpu is not None), default=None),
+            "simulated_makespans_s": [round(run["makespan"], 3) for run in simulated],
+            "simulated_over_floor": statistics.median(run["ratio"] for run in simulated),
+            "simulated_seeder_files": statistics.median(run["seeder_files"] for run in simulated)}
+
+
+HEAD = f"{'rule taken out':<16} {'real':>8} {'over floor':>10} {'seeder':>7}   {'simulated':>9} {'seeder':>7}   real to simulated"
+
+
+def line(found):
+    return (f"{found['rule'] or 'none':<16} {statistics.median(found['real_makespans_s']):>6.1f} s {found['real_over_floor']:>10.3f} {found['real_seeder_files']:>7.2f}"
+            f"   {found['simulated_over_floor']:>9.3f} {found['simulated_seeder_files']:>7.2f}   {100 * (found['real_over_floor'] / found['simulated_over_floor'] - 1):>+6.1f} %"
+            f"   {distribution.percent(found['cpu'])}")
+
+
+def parse_arguments(argv=None):
+    parser = peer.Arguments(prog="ablation.py", description="Real swarms with one rule taken out at a time, beside the simulator's prediction.")
+    parser.add_argument("--quick", action="store_true", help="a smaller swarm, one run of each")
+    parser.add_argument("--rule", type=simulate.rule, action="append", metavar="RULE", help="only this one; again for another (default: all)")
+    parser.add_argument("--leechers", type=simulate.whole_number(1, 64), metavar="N", help=f"(default: {LEECHERS}, quick {QUICK_LEECHERS})")
+    parser.add_argument("--chunks", type=simulate.whole_number(1, 10_000), metavar="M", help=f"(default: {CHUNKS}, quick {QUICK_CHUNKS})")
+    parser.add_argument("--tau", type=simulate.share, metavar="S", help=f"seconds that a chunk takes at the upload limit (default: {TAU:g}, quick {QUICK_TAU:g})")
+    parser.add_argument("--runs", type=simulate.whole_number(1, 100), metavar="K", help=f"real runs of each (default: {RUNS}, quick 1)")
+    parser.add_argument("--simulated", type=simulate.whole_number(1, 1000), default=SIMULATED_RUNS, metavar="K", help="simulated runs of each (default: %(default)s)")
+    parser.add_argument("--out", default="ablation.json", metavar="FILE", help="(default: %(default)s)")
+    args = parser.parse_args(argv)
+    n, chunks, tau, runs = (QUICK_LEECHERS, QUICK_CHUNKS, QUICK_TAU, 1) if args.quick else (LEECHERS, CHUNKS, TAU, RUNS)
+    args.leechers, args.chunks, args.tau, args.runs = args.leechers or n, args.chunks or chunks, args.tau or tau, args.runs or runs
+    return args
+
+
+def ablation(args):
+    began, found = time.monotonic(), []
+    with open(args.out, "w") as file:  # now, for who cannot write there wants to know it before the measurement
+        print(f"{args.leechers} leechers, {args.chunks} chunks of {args.tau:g} s, floor {simulate.floor(args.leechers, args.chunks, args.tau):.1f} s, "
+              f"medians of {args.runs} real and {args.simulated} simulated runs\n{HEAD}", flush=True)
+        for rule in [None, *(args.rule or simulate.RULES)]:
+            found.append(compare(rule, args))
+            print(line(found[-1]), flush=True)
+        json.dump(found, file, indent=1)
+    print(f"{time.monotonic() - began:.0f} s; wrote {args.out}")
+
+
+def main(argv=None):
+    """The exit code."""
+    try:
+        args = parse_arguments(argv)
+        distribution.catch_signals()
+        ablation(args)
+    except (distribution.Failure, peer.Fatal) as failure:
+        print(f"ablation.py: {failure}", file=sys.stderr)
+        return getattr(failure, "code", 1)
+    except OSError as error:
+        print(f"ablation.py: {error.strerror}: {error.filename or 'stdout'}", file=sys.stderr)
+        return 1
+    except distribution.Interrupted:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

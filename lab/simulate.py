@@ -1,0 +1,344 @@
+#!/usr/bin/env python3
+"""A swarm in simulated time: the policy of peer.py without sockets, threads and waiting.
+
+    python lab/simulate.py                                  32 leechers, 160 chunks: makespan over the floor
+    python lab/simulate.py --leechers 1000 --runs 1         up to 10,000
+    python lab/simulate.py --without "rarest first"         a rule switched off; --rules lists them
+    python lab/simulate.py --ablation                       each rule switched off in turn
+
+What decides is imported from peer.py: Picker (which chunk, when to ask for news), pause (how long to
+rest) and Slots (who may send). What is simulated is what a network does: a request
+takes LATENCY, a chunk takes chunk size / upload limit, one after the other. Time passes from event
+to event, in a heap of (time, ...), so a minute of swarm costs a second or two.
+
+A rule is switched off by a line of Python that is run with `peer` in reach. lab/ablation.py gives the
+same lines to real peers.
+
+Reading order: constants - rules - Uplink - Member and Lane - Simulation - floor and table - main.
+Nothing here has a thread or a lock. The same seed gives the same run.
+"""
+
+import argparse
+import heapq
+import itertools
+import json
+import os
+import random
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import peer  # noqa: E402  (after the path)
+
+LATENCY = 0.002   # seconds for a request and its answer, and what the programs take for them
+TAU = 0.4         # seconds that a chunk takes at the upload limit, unless chosen otherwise
+MAX_LEECHERS = 10_000
+FOREVER = 1e9     # seconds
+
+
+# Rules. Each is a line of Python that takes one out of peer.py.
+
+RULES = {
+    "rarest first": "peer.rarest_first = lambda offered, levels, count, rng: peer.any_of(offered, count, rng)",
+    "any order": "peer.rarest_first = lambda offered, levels, count, rng: next(peer.indexes(offered), None)",
+    "neighbor first": """
+def chunk_first(self, neighbor, now, choose=peer.Picker.choose):
+    every = 0
+    for bits in self.holds.values():
+        every |= bits
+    index = peer.rarest_first(every & ~self.held & ~self.asked, self.levels, self.count, self.rng)
+    if index is None or not self.wanted(neighbor) >> index & 1:
+        return None if index is not None else choose(self, neighbor, now)
+    self.under_way[index] = {neighbor: now}
+    self.asked |= 1 << index
+    return index
+peer.Picker.choose = chunk_first""",
+    "upload slots": "peer.UPLOAD_SLOTS = peer.MAX_CONNECTIONS",
+    "busy": "peer.BUSY_AFTER = 3600.0",
+    "unsent first": "peer.Slots.given_away = lambda self, index: 0",
+    "turns": "peer.Slots.turn_away = lambda self: None",
+    "news": "peer.Picker.news_due = lambda self, neighbor, known, heard_at, now: now - heard_at > 10 * self.beat",
+    "random pauses": "peer.pause = lambda outcome, idle, beat, rng: beat",
+    "endgame": "peer.Picker.late = lambda self, neighbor, wanted, now: None",
+}
+
+
+class Without:
+    """Runs with these rules switched off, for a `with` block; peer.py is as it was afterwards."""
+
+    def __init__(self, rules):
+        self.rules = rules
+
+    def __enter__(self):
+        self.before = [(owner, dict(vars(owner))) for owner in (peer, peer.Picker, peer.Slots)]
+        for rule in self.rules:
+            exec(RULES[rule], {"peer": peer})
+
+    def __exit__(self, *_):
+        for owner, names in self.before:
+            for name, value in names.items():
+                if vars(owner).get(name) is not value:
+                    setattr(owner, name, value)
+
+
+# The swarm. Member 0 is the seeder.
+
+
+class Member:
+    """A peer: what it holds and knows, and its uplink."""
+
+    def __init__(self, number, count, rate, held, rng):
+        self.number = number
+        self.rate = rate               # chunks per second
+        self.picker = peer.Picker(count, held, rng)
+        self.order = list(peer.indexes(held))  # of arrival, as in the answer to Chunks Query
+        self.complete_at = None        # seconds
+        self.slots = peer.Slots()
+        self.queue = []                # (lane, index, asked at) that have a slot; the first is being sent
+        self.line = []                 # (lane, index, asked at) that wait for a slot
+        self.uploaded = 0              # chunks
+
+
+class Lane:
+    """The thread that asks one neighbor: what Peer.fetch_from keeps in a Neighbor."""
+
+    __slots__ = ("asker", "other", "known", "heard_at", "idle")
+
+    def __init__(self, asker, other):
+        self.asker, self.other = asker, other
+        self.known, self.heard_at, self.idle = 0, float("-inf"), 0
+
+
+class Simulation:
+    """One run. Methods named after what happens; each is called by the clock, or by the one before it."""
+
+    def __init__(self, leechers, chunks, tau=TAU, slow=0.0, seeder=1.0, seed=1):
+        self.rng = random.Random(seed)
+        self.now, self.clock, self.ticket = 0.0, [], itertools.count()
+        self.chunks, self.tau = chunks, tau
+        rates = [seeder / tau] + [1 / tau] * leechers
+        if slow:
+            rates[1] = slow / tau
+        self.members = [Member(number, chunks, rate, 0 if number else peer.all_of(chunks), random.Random(self.rng.random()))
+                        for number, rate in enumerate(rates)]
+        self.missing = leechers        # members that are not complete
+        self.counts = {"news": 0, "fetches": 0, "busy": 0, "duplicates": 0}
+        for asker in self.members[1:]:
+            for other in self.neighbors(asker):
+                self.after(self.rng.uniform(0, 0.1), self.step, Lane(asker, other))
+
+    def neighbors(self, asker):
+        """Whom a leecher dials: everybody, or as many as it may, at random."""
+        others = range(len(self.members))
+        drawn = others if len(others) <= peer.MAX_NEIGHBORS + 1 else self.rng.sample(others, peer.MAX_NEIGHBORS)
+        return [self.members[number] for number in drawn if number != asker.number]
+
+    def after(self, seconds, action, *args):
+        heapq.heappush(self.clock, (self.now + seconds, next(self.ticket), action, args))
+
+    def run(self):
+        while self.missing and self.clock:
+            self.now, _, action, args = heapq.heappop(self.clock)
+            action(*args)
+        return self
+
+    def step(self, lane):
+        """One turn of the loop in Peer.fetch_from: hear, choose, fetch or rest."""
+        picker, other = lane.asker.picker, lane.other
+        if lane.asker.complete_at is not None:
+            return
+        if picker.news_due(other.number, lane.known, lane.heard_at, self.now):
+            self.hear(lane)
+        index = picker.choose(other.number, self.now)
+        if index is None:
+            lane.heard_at = float("-inf")
+            self.rest(lane, peer.NOTHING)
+        else:
+            self.asked(lane, index)
+
+    def hear(self, lane):
+        """Chunks Query: what is new since the last one."""
+        ids = lane.other.order[lane.known:]
+        news = ids and lane.asker.picker.add(lane.other.number, peer.bits_of(ids))
+        lane.known += len(ids)
+        lane.heard_at = self.now
+        lane.idle = 0 if news else lane.idle + 1
+        self.counts["news"] += 1
+
+    def rest(self, lane, outcome):
+        picker = lane.asker.picker
+        self.after(LATENCY + peer.pause(outcome, lane.idle, picker.beat, picker.rng), self.step, lane)
+
+    def asked(self, lane, index):
+        """Fetch Chunk arrives at the other side: a slot, or a place in the line, or BUSY."""
+        other, upload = lane.other, (lane, index, self.now)
+        self.counts["fetches"] += 1
+        if other.slots.free(lane.asker.number, index, False, peer.UPLOAD_SLOTS):
+            self.begin(other, upload)
+            return
+        other.line.append(upload)
+        if 1 / other.rate <= peer.BUSY_AFTER:
+            self.after(peer.BUSY_AFTER, self.gave_up, other, upload)
+        else:
+            self.gave_up(other, upload)
+
+    def gave_up(self, other, upload):
+        """No slot came free in time: the asker is told BUSY."""
+        if upload not in other.line:
+            return
+        other.line.remove(upload)
+        lane, index, _ = upload
+        other.slots.turn_away()
+        lane.asker.picker.release(other.number, index)
+        self.counts["busy"] += 1
+        self.rest(lane, peer.BUSY)
+
+    def begin(self, other, upload):
+        """A slot is taken; the uplink sends one chunk after the other."""
+        lane, index, _ = upload
+        other.slots.take(lane.asker.number, index)
+        other.queue.append(upload)
+        if len(other.queue) == 1:
+            self.after(1 / other.rate, self.sent, other)
+
+    def sent(self, other):
+        """The first chunk of the queue is out: the next one, the line, and the asker go on."""
+        upload = other.queue.pop(0)
+        if other.queue:
+            self.after(1 / other.rate, self.sent, other)
+        other.slots.release()
+        other.uploaded += 1
+        for waiting in list(other.line):
+            lane, index, _ = waiting
+            if other.slots.free(lane.asker.number, index, False, peer.UPLOAD_SLOTS):
+                other.line.remove(waiting)
+                self.begin(other, waiting)
+        self.after(LATENCY, self.arrived, *upload)
+
+    def arrived(self, lane, index, since):
+        """A chunk is there, verified and written."""
+        asker = lane.asker
+        asker.picker.release(lane.other.number, index)
+        if asker.complete_at is None and asker.picker.arrived(index, self.now - since):
+            asker.order.append(index)
+            if asker.picker.complete():
+                asker.complete_at = self.now
+                self.missing -= 1
+        else:
+            self.counts["duplicates"] += 1
+        self.step(lane)
+
+
+def floor(leechers, chunks, tau):
+    """Seconds before which nobody can have distributed the file, when all upload at one chunk in `tau` seconds."""
+    return (chunks + leechers.bit_length() - 1) * tau
+
+
+def simulate(leechers, chunks, tau=TAU, slow=0.0, seeder=1.0, seed=1, without=()):
+    """One run: makespan and floor in seconds, their ratio, what the seeder sent in files, requests per chunk.
+
+    With `slow`, a share of the others' rate, member 1 has that rate and does not count for the
+    makespan.
+    """
+    with Without(without):
+        run = Simulation(leechers, chunks, tau, slow, seeder, seed).run()
+    counted = run.members[2 if slow else 1:]
+    makespan = max(member.complete_at or FOREVER for member in counted)
+    bound = floor(leechers, chunks, tau)
+    return {"makespan": makespan, "floor": bound, "ratio": makespan / bound,
+            "seeder_files": run.members[0].uploaded / chunks,
+            "complete": [member.complete_at for member in counted],
+            **{what: count / (leechers * chunks) for what, count in run.counts.items()}}
+
+
+# The table and the program.
+
+
+def median_run(runs):
+    """The run whose makespan is the median."""
+    return sorted(runs, key=lambda run: run["makespan"])[len(runs) // 2]
+
+
+def several(args, without=()):
+    """As many runs as were asked for, each with the next seed."""
+    return [simulate(args.leechers, args.chunks, args.tau, args.slow or 0.0, args.seeder, args.seed + number, without) for number in range(args.runs)]
+
+
+HEAD = f"{'rule taken out':<16} {'makespan':>9} {'over floor':>10} {'worst':>6} {'seeder':>7} {'news':>6} {'fetches':>8} {'busy':>6} {'twice':>6}"
+
+
+def row(name, runs):
+    """One line: the median run, the worst of the runs, and requests for each chunk that a leecher got."""
+    run, worst = median_run(runs), max(run["ratio"] for run in runs)
+    return (f"{name:<16} {run['makespan']:>7.1f} s {run['ratio']:>10.3f} {worst:>6.3f} {run['seeder_files']:>7.2f}"
+            f" {run['news']:>6.1f} {run['fetches']:>8.1f} {run['busy']:>6.1f} {run['duplicates']:>6.3f}")
+
+
+def whole_number(low, high):
+    """An argparse type: a whole number within bounds."""
+    def parse(text):
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high:,}, got {peer.show_name(text)}")
+        return int(text)
+    return parse
+
+
+def share(text):
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0.001 <= number <= 1000:
+        raise argparse.ArgumentTypeError(f"expected a number from 0.001 to 1000, got {peer.show_name(text)}")
+    return number
+
+
+def rule(text):
+    if text not in RULES:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(RULES)}; got {peer.show_name(text)}")
+    return text
+
+
+def parse_arguments(argv=None):
+    parser = peer.Arguments(prog="simulate.py", description="A swarm in simulated time, by the policy of peer.py.")
+    parser.add_argument("--leechers", type=whole_number(1, MAX_LEECHERS), default=32, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--chunks", type=whole_number(1, peer.MAX_CHUNKS), default=160, metavar="M", help="(default: %(default)s)")
+    parser.add_argument("--tau", type=share, default=TAU, metavar="S", help="seconds that a chunk takes at the upload limit (default: %(default)s)")
+    parser.add_argument("--slow", type=share, metavar="SHARE", help="one leecher uploads at this share of the others' rate; they alone count")
+    parser.add_argument("--seeder", type=share, default=1.0, metavar="K", help="the seeder uploads K times as fast (default: 1)")
+    parser.add_argument("--runs", type=whole_number(1, 1000), default=5, metavar="N", help="each with the next seed (default: %(default)s)")
+    parser.add_argument("--seed", type=whole_number(0, 10**9), default=1, metavar="N", help="of the first run (default: %(default)s)")
+    parser.add_argument("--without", type=rule, action="append", default=[], metavar="RULE", help="take a rule out; again for another; --rules lists them")
+    parser.add_argument("--ablation", action="store_true", help="take out each rule in turn")
+    parser.add_argument("--rules", action="store_true", help="list the rules, and the Python that takes them out")
+    parser.add_argument("--json", action="store_true", help="print each run as one JSON object a line instead of the table")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    try:
+        args = parse_arguments(argv)
+    except peer.Fatal as failure:
+        print(f"simulate.py: {failure}", file=sys.stderr)
+        return failure.code
+    if args.rules:
+        print("\n".join(f"{name}: {change.strip()}" for name, change in RULES.items()))
+        return 0
+    choices = [[], *([name] for name in RULES)] if args.ablation else [args.without]
+    if not args.json:
+        print(f"{args.leechers} leechers, {args.chunks} chunks, {args.tau:g} s for a chunk, median of {args.runs}; "
+              f"floor {floor(args.leechers, args.chunks, args.tau):.1f} s\n{HEAD}")
+    for without in choices:
+        runs = several(args, without)
+        if args.json:
+            print("\n".join(json.dumps({"without": without, **run}) for run in runs), flush=True)
+        else:
+            print(row(", ".join(without) or "none", runs), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(peer.EXIT_SIGINT)
