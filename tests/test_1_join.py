@@ -157,7 +157,8 @@ def test_our_tracker_puts_the_address_that_the_asker_reached_in_place_of_loopbac
 
 @pytest.mark.spec("JN-7")
 @pytest.mark.fault(18)
-def test_of_five_thousand_joins_from_one_address_a_thousand_are_listed(tracker):
+def test_of_five_thousand_joins_from_one_address_a_thousand_are_listed(make_file, run_tracker):
+    tracker = run_tracker(make_file(1)[0], expire=3600, extra=["--no-seed"])  # no lease runs out meanwhile
     with connect(tracker.port) as sock:
         answers = [ask(sock, join(f"127.0.0.1:{port}")) for port in range(1001, 6001)]
         taken = [port for port, answer in zip(range(1001, 6001), answers) if answer.WhichOneof("type") == "peer_list"]
