@@ -27,7 +27,7 @@ there from the first moment. What is bounded, and by what:
 
 What it does not do: a submission runs with your rights. It can read what you can read, and it could end
 this program by its number. Grade strangers' code in a container or as another user
-(TRACKER='runuser -u student -- ...').
+(TRACKER='setpriv --reuid=student --regid=student --clear-groups ...'; lab/INSTRUCTOR.md).
 
 Exit code: 0 all passed, 1 something failed, 2 wrong usage. Reading order: usage - the run - points - the report.
 """
@@ -172,6 +172,7 @@ class Run:
         self.stopped = None     # why the run was ended early
         self.workers = {}       # descriptor of a worker's reports -> Worker
         self.temporary = tempfile.mkdtemp(prefix="p2p-grade-")
+        os.chmod(self.temporary, 0o711)  # programs that run as another user reach their files in it, and see nothing else
         self.tokens, self.to_hand_out = os.pipe()
         self.disk_before = None
 
@@ -187,7 +188,7 @@ class Run:
         found = [str(path) for number in self.numbers for path in sorted((ROOT / "tests").glob(f"test_{number}_*.py"))]
         if self.hidden:
             folder = pathlib.Path(self.temporary, "hidden")
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             shutil.copy(ROOT / "tests" / "conftest.py", folder)
             for path in self.hidden:
                 if int(path.name.split("_")[1]) in self.numbers:

@@ -47,8 +47,17 @@ def limit(what, value):
 def pytest_configure(config):
     processes.adopt_orphans()
     if not OURS:
+        os.umask(0)  # a program that runs as another user writes into the folders that a test makes
         limit(resource.RLIMIT_FSIZE, FILE_LIMIT)
     limit(resource.RLIMIT_CORE, 0)
+
+
+@pytest.fixture(autouse=not OURS)
+def reached_by_another_user(request):
+    """Open a test's own folder to programs that run as another user; their name is told only to these."""
+    if "tmp_path" in request.fixturenames:
+        os.chmod(request.getfixturevalue("tmp_path_factory").getbasetemp(), 0o711)
+        os.chmod(request.getfixturevalue("tmp_path"), 0o777)
 
 
 def clauses_of(item):
