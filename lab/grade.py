@@ -98,14 +98,15 @@ def check_template(option, template, needed, known):
     """The command's words; WrongUsage if it lacks a place to fill in, has one too many, or names no program."""
     try:
         words = shlex.split(template)
-        names = {name for word in words for _, name, _, _ in string.Formatter().parse(word) if name is not None}
+        places = {(name, f"{name}{f'!{how}' if how else ''}{f':{form}' if form else ''}") for word in words for _, name, form, how in string.Formatter().parse(word)
+                  if name is not None}
     except ValueError as error:
         raise WrongUsage(f"{option}: cannot read {template!r}: {error}") from None
     for name in needed:
-        if name not in names:
+        if name not in [found for found, _ in places]:
             raise WrongUsage(f"{option}: expected a command with {{{name}}} in it, got {template!r}")
-    for name in sorted(names - set(known)):
-        raise WrongUsage(f"{option}: {{{name}}} is unknown; known are {', '.join(f'{{{name}}}' for name in known)}")
+    for place in sorted(place for _, place in places if place not in known):
+        raise WrongUsage(f"{option}: {{{place}}} is unknown; known are {', '.join(f'{{{name}}}' for name in known)}")
     if not shutil.which(words[0]):
         raise WrongUsage(f"{option}: no program {words[0]!r} that can be run; name one that is on the PATH, or by its path")
     for word in words[1:2]:
@@ -117,6 +118,9 @@ def commands(args):
     """(template of the tracker, of the peer, folder to run them in), as the arguments say; WrongUsage."""
     python = shlex.quote(sys.executable)
     here = args.dir or str(ROOT)
+    for option, value in [("--dir", args.dir), ("--tracker", args.tracker), ("--peer", args.peer)]:
+        if value == "":
+            raise WrongUsage(f"{option}: expected a {'folder' if option == '--dir' else 'command'}, got nothing; without {option} the reference is graded")
     if args.dir and (args.tracker or args.peer):
         raise WrongUsage("expected --dir, or --tracker and --peer, got both")
     if bool(args.tracker) != bool(args.peer):
@@ -169,6 +173,7 @@ class Run:
         self.tests = {}
         self.left_out = {"slow": 0, "ours": 0}
         self.broken = []        # (file, why) that could not be collected
+        self.misread = False    # whether `words` are no expression of pytest's
         self.stopped = None     # why the run was ended early
         self.workers = {}       # descriptor of a worker's reports -> Worker
         self.temporary = tempfile.mkdtemp(prefix="p2p-grade-")
@@ -243,7 +248,8 @@ class Run:
         test = self.tests.get(worker.running)
         if test and test["outcome"] is None:
             test.update(outcome="failed", failure=in_words("a verdict", f"the process that ran this test was ended (exit code {code})"))
-        if not self.tests and code not in (0, 5) and not self.broken:  # 5: no test was selected
+        self.misread = self.misread or code == 4 and bool(self.words)  # 4: wrong usage of pytest
+        if not self.tests and code not in (0, 5) and not self.misread and not self.broken:  # 5: no test was selected
             with open(os.path.join(self.temporary, f"worker-{worker.number}.out"), errors="replace") as output:
                 self.broken.append(("pytest", output.read()[-3000:]))
         return bool(worker.running) and code < 0
@@ -520,6 +526,9 @@ def main(argv=None):
         run.run()
     finally:
         write(args.results, results(run))
+    if run.misread:
+        print(f"grade.py: -k: expected words of a test's name, with and, or and not between them, got {args.k!r}", file=sys.stderr)
+        return 2
     if not run.tests and not run.broken:
         print(f"grade.py: no test of stage {', '.join(map(str, numbers))} has {args.k!r} in its name", file=sys.stderr)
         return 2
