@@ -511,7 +511,8 @@ def draw_times(picture, points, setup):
     plot.curve([(n, client_server_bound(n, size, seeder)) for n in fine], 0)
     plot.curve([(n, max(size / seeder, n * size / (seeder + n * limit))) for n in fine], 1, svg.DASHES[1])
     if setup["seeder"] == 1:
-        plot.curve([(n, chunked_floor(int(n), setup["chunks"], tau)) for n in fine], 2, svg.DASHES[2])
+        steps = [(n, chunked_floor(whole, setup["chunks"], tau)) for whole in range(1, max(numbers)) for n in (whole, whole + 1)]
+        plot.curve(steps + [(max(numbers), chunked_floor(max(numbers), setup["chunks"], tau))], 2, svg.DASHES[2])
     for client_server in (True, False):
         chosen = [(point.setup["n"], point.makespan()) for point in points if point.setup["client_server"] == client_server]
         plot.marks(chosen, 0 if client_server else 1, lambda n, seconds: f"N = {n}: {seconds:.3f} s")

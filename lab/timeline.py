@@ -12,7 +12,8 @@ each link had nothing to do, and where the time of the slowest peer went.
 What the events tell. `fetched` says who sent a chunk, when it was verified and how long the exchange took, so
 it is a bar at its receiver. `sent` says when the last byte was handed to the kernel; it is matched
 with the `fetched` that it led to, and takes its beginning from there (or from its own `seconds`,
-where it has them). A `sent` to a connection of a known peer that led to no `fetched` is a duplicate: the chunk had come
+where it has them). Under an upload limit chunks go out one after another, so there a bar begins where the one before it
+on that uplink ended, at the earliest: what came before was waiting. A `sent` to a connection of a known peer that led to no `fetched` is a duplicate: the chunk had come
 from elsewhere first. What was sent of an exchange that broke off is in no event.
 
 Clocks. `t` of all processes of one machine is one clock. If the wall times in the `start` events say that
@@ -260,6 +261,15 @@ def match(lane, index, arrivals, zero):
     return sorted(sent, key=lambda transfer: transfer.end)
 
 
+def one_by_one(transfers):
+    """The transfers of an uplink that sends one chunk after another, each without its wait for the one before; sorted by their ends."""
+    clipped, free = [], float("-inf")
+    for transfer in transfers:
+        clipped.append(transfer._replace(begin=min(transfer.end, max(transfer.begin, free))))
+        free = transfer.end
+    return clipped
+
+
 def send(lanes, zero):
     """Turn every lane's sent events into Transfers; a lane without a file sent what others fetched from it."""
     arrivals = [{} for _ in lanes]
@@ -268,7 +278,8 @@ def send(lanes, zero):
             arrivals[transfer.source].setdefault(transfer.chunk, []).append(transfer)
     for index, lane in enumerate(lanes):
         if lane.has_file and lane.sent:
-            lane.sent = match(lane, index, arrivals[index], zero)
+            sent = match(lane, index, arrivals[index], zero)
+            lane.sent = one_by_one(sent) if lane.limit else sent  # without a limit two chunks share the link
         else:
             lane.sent = sorted((transfer for chosen in arrivals[index].values() for transfer in chosen), key=lambda transfer: transfer.end)
 
@@ -562,17 +573,23 @@ def half_heights(lane, lanes):
     return (min(11 * each, max(14, each * down)) if down else 0), (min(7 * each, max(14, each * up)) if up else 14)
 
 
+def swatch(picture, run, index, middle):
+    """A lane's colour and number, as its bars and those of its partners have them."""
+    picture.add("rect", x=16.0, y=middle - 6.5, width=18.0, height=13.0, class_=f"s{colour(index, run)}")
+    picture.add("text", str(index), x=25.0, y=middle + 3.7, class_="on", text_anchor="middle")
+
+
 def label(picture, run, index, top, height):
     """A lane's name, its number, its swatch and when it was complete."""
     lane = run.lanes[index]
     name = lane.name if len(lane.name) <= 15 else lane.name[:7] + "…" + lane.name[-7:]
     if height >= 30:
-        picture.add("rect", x=16.0, y=top + height / 2 - 13.0, width=11.0, height=11.0, class_=f"s{colour(index, run)}")
-        picture.text(33, top + height / 2 - 3, f"{index}  {name}", tip=lane.name)
-        picture.text(33, top + height / 2 + 13, {"never": "never complete"}.get(state(lane), state(lane) if lane.is_seeder() or not lane.has_file else "complete " + state(lane)), class_="dim", style="font-size:11.5px")
+        swatch(picture, run, index, top + height / 2 - 7)
+        picture.text(40, top + height / 2 - 3, name, tip=lane.name)
+        picture.text(40, top + height / 2 + 13, {"never": "never complete"}.get(state(lane), state(lane) if lane.is_seeder() or not lane.has_file else "complete " + state(lane)), class_="dim", style="font-size:11.5px")
     else:
-        picture.add("rect", x=16.0, y=top + height / 2 - 5.0, width=10.0, height=10.0, class_=f"s{colour(index, run)}")
-        picture.text(33, top + height / 2 + 4, f"{index}  {name}", tip=f"{lane.name}: {state(lane)}", style="font-size:11.5px")
+        swatch(picture, run, index, top + height / 2)
+        picture.text(40, top + height / 2 + 4, name, tip=f"{lane.name}: {state(lane)}", style="font-size:11.5px")
 
 
 def draw_complete(picture, plot, lane, top, height):
@@ -600,7 +617,7 @@ def draw_all_bars(run):
     """The picture in which each transfer is a bar."""
     halves = [half_heights(lane, len(run.lanes)) for lane in run.lanes]
     bottom = TOP + sum(down + up + 14 for down, up in halves)
-    picture, plot = frame(run, bottom, "each lane has what a peer downloads and, below, what it uploads;")
+    picture, plot = frame(run, bottom, "each lane has what a peer downloads, from its request on, and below what it uploads;")
     few = len(run.lanes) <= COLOURS
     picture.text(16, 64, "a bar has the colour of the peer that sends it" + ("; the number is the other peer's" if few else ", where colours repeat")
                  + "; dashed line: complete; pale: a duplicate. Point at a bar for its chunk, time and rate.", class_="dim")
@@ -724,7 +741,7 @@ def main(argv=None):
         print(f"timeline.py: {failure}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"timeline.py: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"timeline.py: cannot write {error.filename or 'stdout'}: {error.strerror}", file=sys.stderr)
         return 2
     return 0
 

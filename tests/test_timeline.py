@@ -132,6 +132,14 @@ def test_a_sent_event_that_says_how_long_it_took_is_believed(write):
     assert lane(run, "a").sent[0].begin == 2.75
 
 
+@pytest.mark.parametrize("limit, begins", [({"upload_limit": 10}, [0, 1, 2, 4]), ({}, [0, 0, 1, 4])])
+def test_under_a_limit_what_waits_behind_another_chunk_is_not_on_the_wire_yet(write, limit, begins):
+    sends = [sent(101, 0, 40001, seconds=1), sent(102, 10, 40001, seconds=2), sent(104, 10, 40002, seconds=3), sent(105, 0, 40002, seconds=1)]
+    run = timeline.read_run(write({**WRITTEN, "seeder": [start(90, 5000, **limit), *SEEDER[1:3], *sends]}))
+    assert [transfer.begin for transfer in lane(run, "seeder").sent] == begins
+    assert [transfer.end for transfer in lane(run, "seeder").sent] == [1, 2, 4, 5]
+
+
 # Clocks.
 
 
