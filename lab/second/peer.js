@@ -298,7 +298,7 @@ async function run(to, out, { leave, expect, port = 0 }) {
   file = describe(numberOf(told, 2), numberOf(told, 3), bytesOf(told, 4));
   if (!file) fail(4, 'expected a description of the file whose numbers agree');
   const id = file.id.toString('hex');
-  if (expect && expect.toLowerCase() !== id) fail(4, `expected the content ${expect}, the tracker has ${id}`);
+  if ((expect ?? id).toLowerCase() !== id) fail(4, `expected the content ${expect}, the tracker has ${id}`);
   holders.push(...Array(file.count).fill(0));
   for (const index of holders.keys()) missing.add(index);
   const begun = !fs.existsSync(out), { O_RDONLY, O_RDWR, O_CREAT, O_NOFOLLOW } = fs.constants;
