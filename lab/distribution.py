@@ -54,6 +54,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "lab")]
 
 import peer  # noqa: E402  (after the path)
+import simulate  # noqa: E402
 import svg  # noqa: E402
 
 PEER = os.path.join(ROOT, "peer.py")
@@ -65,6 +66,7 @@ CHUNKS, QUICK_CHUNKS = 20, 16    # F/u is 2.5 s, and 1 s
 TAU, QUICK_TAU = 1 / 8, 1 / 16   # seconds to upload a chunk: N = 32 is 256 chunks a second in the swarm, of some 3 ms of processor time each
 EXCHANGES = 80                   # chunks a second in the swarm for each processor, at most, when --point chooses the limit
 BUSY = 0.5                       # share of the processors above which it is they that are measured, not the links
+SIMULATED_RUNS = 5               # that a --point is compared with
 FEWEST_CHUNKS = 8                # in a file that is halved
 HALVINGS = 3                     # of the limit, until the processors are less busy than that
 RUNS = 3                         # of each peer-to-peer point; its median counts
@@ -632,6 +634,16 @@ def setup_of(args, n, chunks, limit):
             "client_server": args.client_server, "staggered": args.staggered}
 
 
+def compare_with_simulation(point):
+    """A line: what lab/simulate.py makes of the same swarm, and how far from it the real one was."""
+    setup = point.setup
+    tau = setup["chunk_size"] / setup["limit"]
+    runs = [simulate.simulate(setup["n"], setup["chunks"], tau, slow=setup["slow"] or 0.0, seed=seed) for seed in range(SIMULATED_RUNS)]
+    makespan = statistics.median(run["makespan"] for run in runs)
+    return (f"simulated: median of {SIMULATED_RUNS} {makespan:.3f} s, ratio {makespan / point.floor:.3f}; "
+            f"real is {100 * (point.makespan() / makespan - 1):+.1f} % from it")
+
+
 def one_point(args):
     """--point: one configuration, several runs, the median over the floor."""
     n, chunks = args.point
@@ -645,6 +657,8 @@ def one_point(args):
     what = "floor (M + ⌊log₂N⌋)τ" if point.floor else "bound"
     print(f"N={n} M={chunks} τ={args.chunk_size / setup['limit'] * 1000:.1f} ms{f', one peer at {args.slow:g} of the rate, makespan of the others' if args.slow else ''}: "
           f"median {point.makespan():.3f} s, {what} {over:.3f} s, ratio {point.makespan() / over:.3f}; seeder sent {point.seeder_files():.3f} files; {percent(point.cpu())} at most")
+    if point.floor and not args.staggered:
+        print(compare_with_simulation(point))
     if args.out:
         write_json([point], args.out + ".json")
 

@@ -237,14 +237,14 @@ def floor(leechers, chunks, tau):
 def simulate(leechers, chunks, tau=TAU, slow=0.0, seeder=1.0, seed=1, without=()):
     """One run: makespan and floor in seconds, their ratio, what the seeder sent in files, requests per chunk.
 
-    With `slow`, a share of the others' rate, member 1 has that rate and does not count for the
-    makespan.
+    With `slow`, a share of the others' rate, member 1 has that rate; makespan and floor are those of
+    the others.
     """
     with Without(without):
         run = Simulation(leechers, chunks, tau, slow, seeder, seed).run()
     counted = run.members[2 if slow else 1:]
     makespan = max(member.complete_at or FOREVER for member in counted)
-    bound = floor(leechers, chunks, tau)
+    bound = floor(len(counted), chunks, tau)
     return {"makespan": makespan, "floor": bound, "ratio": makespan / bound,
             "seeder_files": run.members[0].uploaded / chunks,
             "complete": [member.complete_at for member in counted],
