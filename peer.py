@@ -97,7 +97,7 @@ REDIAL_SECONDS = (0.5, 60.0)     # pause after the first failure; it doubles up 
 MAX_BROKEN_PROMISES = 3          # listed chunks refused in a row; one wrong byte is enough [FC-9, FC-10]
 BEAT_SECONDS = (0.1, 1.0)        # bounds of a beat: as long as an exchange takes. News and pauses are timed by it, so that they fit any link
 BUSY_BEATS = (0.6, 1.4)          # pause when told BUSY, at random: at most 20 requests a second [FC-7]
-IDLE_BEATS = (0.25, 2.0)         # pause when a neighbor has nothing new; it doubles up to the second
+IDLE_BEATS = (0.5, 4.0)          # pause when a neighbor has nothing new; it doubles up to the second
 
 EXTRA_LANE_SECONDS = 1.0         # a neighbor that was too busy for a second connection is not offered one for so long
 

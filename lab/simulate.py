@@ -137,8 +137,9 @@ class Simulation:
         heapq.heappush(self.clock, (self.now + seconds, next(self.ticket), action, args))
 
     def run(self):
-        while self.missing and self.clock:
-            self.now, _, action, args = heapq.heappop(self.clock)
+        clock, pop = self.clock, heapq.heappop
+        while self.missing and clock:
+            self.now, _, action, args = pop(clock)
             action(*args)
         return self
 
@@ -158,12 +159,13 @@ class Simulation:
 
     def hear(self, lane):
         """Chunks Query: what is new since the last one."""
-        ids = lane.other.order[lane.known:]
-        news = ids and lane.asker.picker.add(lane.other.number, peer.bits_of(ids))
-        lane.known += len(ids)
-        lane.heard_at = self.now
-        lane.idle = 0 if news else lane.idle + 1
         self.counts["news"] += 1
+        lane.heard_at = self.now
+        lane.idle += 1
+        ids = lane.other.order[lane.known:]
+        if ids:
+            lane.known += len(ids)
+            lane.idle = 0 if lane.asker.picker.add(lane.other.number, peer.bits_of(ids)) else lane.idle
 
     def rest(self, lane, outcome):
         picker = lane.asker.picker
@@ -175,19 +177,20 @@ class Simulation:
         self.counts["fetches"] += 1
         if other.slots.free(lane.asker.number, index, False, peer.UPLOAD_SLOTS):
             self.begin(other, upload)
-            return
-        other.line.append(upload)
-        if 1 / other.rate <= peer.BUSY_AFTER:
+        elif 1 / other.rate <= peer.BUSY_AFTER:
+            other.line.append(upload)
             self.after(peer.BUSY_AFTER, self.gave_up, other, upload)
         else:
-            self.gave_up(other, upload)
+            self.turned_away(other, lane, index)
 
     def gave_up(self, other, upload):
-        """No slot came free in time: the asker is told BUSY."""
-        if upload not in other.line:
-            return
-        other.line.remove(upload)
-        lane, index, _ = upload
+        """No slot came free in time, unless the upload has begun meanwhile."""
+        if upload in other.line:
+            other.line.remove(upload)
+            self.turned_away(other, *upload[:2])
+
+    def turned_away(self, other, lane, index):
+        """The asker is told BUSY."""
         other.slots.turn_away()
         lane.asker.picker.release(other.number, index)
         self.counts["busy"] += 1

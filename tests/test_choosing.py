@@ -641,9 +641,9 @@ def test_a_pause_after_busy_is_about_a_beat_at_random():
     assert min(pauses) >= 0.4 * peer.BUSY_BEATS[0] and max(pauses) <= 0.4 * peer.BUSY_BEATS[1] and len(set(pauses)) == 200
 
 
-def test_a_pause_for_lack_of_news_doubles_up_to_two_beats():
+def test_a_pause_for_lack_of_news_doubles_up_to_four_beats():
     middle = types.SimpleNamespace(uniform=lambda low, high: (low + high) / 2)
-    assert [peer.pause(peer.NOTHING, idle, 1.0, middle) for idle in (0, 1, 2, 3, 4, 1000)] == [0.25, 0.5, 1, 2, 2, 2]
+    assert [peer.pause(peer.NOTHING, idle, 1.0, middle) for idle in (0, 1, 2, 3, 4, 1000)] == [0.5, 1, 2, 4, 4, 4]
 
 
 def test_a_repeat_calls_again_and_again_until_it_is_stopped():
