@@ -10,7 +10,7 @@ The conformance tests of tests/test_0_*.py to tests/test_7_*.py drive the progra
 comes into a process of ours. Everything that this program needs to know comes from the tests' own
 processes (tests/verdict.py), over pipes that the programs under test do not have.
 
-    this program ---starts---> workers (pytest) ---start---> the programs under test
+    this program ---starts---> pytest ---forks---> workers ---start---> the programs under test
          |  <--- one JSON line for each begin and end ---  |
          |  ---- numbers of tests still to be run -------> |
 
@@ -42,6 +42,7 @@ import select
 import shlex
 import shutil
 import signal
+import socket
 import string
 import struct
 import subprocess
@@ -62,7 +63,7 @@ FILES = 20_000     # and files
 FREE = 256 << 20   # bytes that stay free on the disk, whoever fills it
 PROCESSES = 400    # that may run at a time; the tests need some dozens
 MEMORY = 4 << 30   # bytes of resident memory, of all of them together
-WORKERS = 2 * (os.cpu_count() or 1) + 2  # most of a test is waiting
+WORKERS = 3 * (os.cpu_count() or 1) + 2  # most of a test is waiting
 REPORTS = 12       # that are printed in full; results.json has them all
 POINTS = {}        # clause -> points, for those that are not worth 1
 
@@ -175,17 +176,19 @@ class Run:
         self.broken = []        # (file, why) that could not be collected
         self.misread = False    # whether `words` are no expression of pytest's
         self.stopped = None     # why the run was ended early
-        self.workers = {}       # descriptor of a worker's reports -> Worker
+        self.workers = {}       # descriptor of a worker's reports -> Worker; the first is the process that collects the tests
         self.temporary = tempfile.mkdtemp(prefix="p2p-grade-")
         os.chmod(self.temporary, 0o711)  # programs that run as another user reach their files in it, and see nothing else
         self.tokens, self.to_hand_out = os.pipe()
+        self.collector = None   # the process that has collected the tests, and forks the workers
+        self.forks = None       # a socket; whatever pipe is sent there becomes a new worker's
         self.disk_before = None
 
     def environment(self):
         """What a worker is told."""
         return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT), str(ROOT / "lab")]), "PYTHONUNBUFFERED": "1", "TMPDIR": self.temporary,
                 "TRACKER": self.tracker, "PEER": self.peer, "PROGRAMS": self.folder, "GRADING": "ours" if self.ours else "other",
-                "GRADE_TOKENS": str(self.tokens), "GRADE_HIDDEN": os.path.join(self.temporary, "hidden") if self.hidden else "",
+                "GRADE_HIDDEN": os.path.join(self.temporary, "hidden") if self.hidden else "",
                 "GRADE_SLOW": "yes" if self.slow else "", "GRADE_OURS": "yes" if self.ours else ""}
 
     def files(self):
@@ -202,27 +205,40 @@ class Run:
                     found.append(str(copy))
         return found
 
-    def start_worker(self, number):
+    def start_collector(self):
+        """Start pytest, which reads the tests once for all workers: half a second of work for each, if it were done by each."""
         reports, tell = os.pipe()
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "verdict", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
-                   "--basetemp", os.path.join(self.temporary, f"worker-{number}"), "--timeout", str(TEST_SECONDS)]
-        with open(os.path.join(self.temporary, f"worker-{number}.out"), "wb") as output:
-            process = subprocess.Popen(command + (["-k", self.words] if self.words else []) + self.files(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                       env={**self.environment(), "GRADE_REPORTS": str(tell)}, pass_fds=(self.tokens, tell), start_new_session=True)
+        self.forks, theirs = socket.socketpair()
+        passed = {"GRADE_TOKENS": self.tokens, "GRADE_REPORTS": tell, "GRADE_FORKS": theirs.fileno()}
+        command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "verdict", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
+                   "--timeout", str(TEST_SECONDS), *(["-k", self.words] if self.words else []), *self.files()]
+        with open(os.path.join(self.temporary, "pytest.out"), "wb") as output:
+            self.collector = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+                                              env={**self.environment(), **{name: str(number) for name, number in passed.items()}}, pass_fds=passed.values())
         os.close(tell)
-        self.workers[reports] = Worker(process, reports, number)
+        theirs.close()
+        self.workers[reports] = Worker(reports)
+
+    def start_worker(self):
+        reports, tell = os.pipe()
+        try:
+            socket.send_fds(self.forks, [b"1"], [tell])
+        except OSError:  # a program under test has ended the process that forks; then no line will come
+            pass
+        os.close(tell)
+        self.workers[reports] = Worker(reports)
 
     def run(self):
         """Run all tests, or as many as time and bounds allow. Afterwards nothing that was started runs."""
         processes.adopt_orphans()
         try:
-            files = self.files()
             self.disk_before = used([self.temporary, self.folder])
-            for number in range(min(self.most_workers, 8) if files else 0):
-                self.start_worker(number)
-            self.follow()
+            if self.files():
+                self.start_collector()
+                self.follow()
+                self.without_tests()
         finally:
-            processes.end_all([worker.process.pid for worker in self.workers.values()])
+            processes.end_all([self.collector.pid] if self.collector else [])
             self.remove()
 
     def follow(self):
@@ -237,35 +253,42 @@ class Run:
                 os.close(reports)
                 if self.lost(worker) and restarts < 10:
                     restarts += 1
-                    self.start_worker(WORKERS + restarts)
+                    self.start_worker()
             self.stopped = self.bound_broken(time.monotonic() - looked > 1)
             if time.monotonic() - looked > 1:
                 looked = time.monotonic()
 
     def lost(self, worker):
-        """Whether a worker ended in the middle of its work, which then fails for that."""
-        code = worker.process.wait()
-        test = self.tests.get(worker.running)
-        if test and test["outcome"] is None:
-            test.update(outcome="failed", failure=in_words("a verdict", f"the process that ran this test was ended (exit code {code})"))
-        self.misread = self.misread or code == 4 and bool(self.words)  # 4: wrong usage of pytest
-        if not self.tests and code not in (0, 5) and not self.misread and not self.broken:  # 5: no test was selected
-            with open(os.path.join(self.temporary, f"worker-{worker.number}.out"), errors="replace") as output:
+        """Whether a worker ended in the middle of a test, which then fails for that."""
+        if worker.running is None:
+            return False
+        self.tests[worker.running].update(outcome="failed", failure=in_words("a verdict", "the process that ran this test was ended"))
+        return True
+
+    def without_tests(self):
+        """Find out why no test was collected."""
+        if self.tests or self.broken or self.stopped:
+            return
+        self.forks.close()
+        code = self.collector.wait()
+        self.misread = code == 4 and bool(self.words)  # 4: wrong usage of pytest
+        if code not in (0, 5) and not self.misread:    # 5: no test was selected
+            with open(os.path.join(self.temporary, "pytest.out"), errors="replace") as output:
                 self.broken.append(("pytest", output.read()[-3000:]))
-        return bool(worker.running) and code < 0
 
     def collected(self, found):
-        """Number the tests, and hand them out: the first worker to have them tells."""
-        if self.to_hand_out is None:
-            return
+        """Number the tests, hand them out, those that take longest first, and start the workers."""
         counts = {}
-        for index, test in enumerate(found):
+        for test in found:
             stage = int(test["file"].split("_")[1])
             counts[stage] = counts.get(stage, 0) + 1
             self.tests[test["id"]] = {**test, "stage": stage, "number": f"{stage}.{counts[stage]}", "title": title(test["name"]), "outcome": None, "failure": None, "seconds": 0}
+        for index in sorted(range(len(found)), key=lambda index: -found[index]["takes"]):
             os.write(self.to_hand_out, struct.pack("!I", index))
         os.close(self.to_hand_out)
         self.to_hand_out = None
+        for _ in range(min(self.most_workers, len(found))):
+            self.start_worker()
 
     def bound_broken(self, also_files):
         """Why the run must end now; None if it need not."""
@@ -291,15 +314,17 @@ class Run:
         for descriptor in [self.tokens, self.to_hand_out, *self.workers]:
             if descriptor is not None:
                 os.close(descriptor)
+        if self.forks:
+            self.forks.close()
         subprocess.run(["chmod", "-R", "u+rwX", self.temporary], stderr=subprocess.DEVNULL, timeout=10)
         subprocess.run(["rm", "-rf", self.temporary], stderr=subprocess.DEVNULL, timeout=30)
 
 
 class Worker:
-    """A pytest process, and the lines that it tells."""
+    """A process that runs tests, and the lines that it tells."""
 
-    def __init__(self, process, reports, number):
-        self.process, self.reports, self.number = process, reports, number
+    def __init__(self, reports):
+        self.reports = reports
         self.unread = b""
         self.running = None  # the id of the test that it runs
 

@@ -2,6 +2,7 @@
 
     spec("FC-1", ...)   the clauses of lab/SPEC.md that a test checks (test_spec.py keeps count)
     fault(12)           the row of the list of faults that a test tries
+    takes(2)            about how many seconds a test waits for; the grader begins with the longest
     ours                a test of our own programs only; set here for what imports them or runs them with other constants
 """
 
@@ -22,6 +23,7 @@ import harness  # noqa: E402  (after the paths)
 def pytest_configure(config):
     config.addinivalue_line("markers", "spec(*clauses): the clauses of lab/SPEC.md that this test checks")
     config.addinivalue_line("markers", "slow: waits out a real deadline of the SPEC; make grade runs it, make stage-N does not")
+    config.addinivalue_line("markers", "takes(seconds): about how long this test waits for; lab/grade.py begins with the longest")
     config.addinivalue_line("markers", "fault(*rows): the rows of the list of faults that this test tries")
     config.addinivalue_line("markers", "ours: a test that can only run on tracker.py and peer.py, not on another implementation")
 
@@ -58,9 +60,9 @@ def nothing_left():
     if os.environ.get("GRADING") == "other":
         harness.processes.end_all()  # what a program left behind is its own fault, not the next test's
     harness.eventually(lambda: set(threading.enumerate()) <= before, what="the end of all threads")
-    children = subprocess.run(["ps", "-o", "pid=,stat=,command=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout if sys.platform == "linux" else ""
-    left = [line for line in children.splitlines() if " ps " not in line and "Z" not in line.split()[1]]
-    assert not left, left
+    if sys.platform == "linux":
+        left = harness.processes.running()
+        assert not left, subprocess.run(["ps", "-o", "pid=,stat=,command=", "-p", ",".join(map(str, left))], capture_output=True, text=True).stdout
 
 
 @pytest.fixture

@@ -115,6 +115,30 @@ def test_a_crash_is_told_by_the_last_line_of_the_program_whatever_was_seen_of_it
         assert "not written yet" in failure["likely"]
 
 
+LATE = '''
+import os, signal, time
+import pytest
+
+@pytest.mark.parametrize("turn", range(120))
+def test_mine(make_file, tmp_path, turn):
+    path, data = make_file(1000)
+    if turn < 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.1)  # until others have begun
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == data
+'''
+
+
+def test_a_worker_that_was_lost_is_replaced_by_one_that_takes_no_files_away_from_the_others(tmp_path):
+    folder = tmp_path / "hidden"
+    folder.mkdir()
+    (folder / "test_2_mine.py").write_text(LATE)
+    graded = Graded(tmp_path, "--stage", 2, "-k", "mine", "--hidden", folder, "--workers", 12)
+    tests = {entry["name"].split()[-1]: entry for entry in graded.content()["tests"]}
+    assert sorted(name for name, entry in tests.items() if entry["status"] == "failed") == ["0", "1", "2"]
+    assert all("was ended" in tests[name]["extra_data"]["got"] for name in "012")
+
+
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
     command = [sys.executable, ROOT / "lab" / "grade.py", "--stage", "2", "-k", "in_the_bytes_of_the_spec", "--results", tmp_path / "results.json"]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,19 +1,24 @@
-"""pytest as a worker of lab/grade.py: takes tests one by one from a pipe, and tells over another how each of them ended.
+"""pytest for lab/grade.py: collects the tests, and forks workers that run them one by one and tell how each of them ended.
 
-    python -m pytest -p verdict ...      with GRADE_TOKENS and GRADE_REPORTS, the two descriptors
+    python -m pytest -s -p verdict ...      with the descriptors GRADE_TOKENS, GRADE_REPORTS and GRADE_FORKS
 
-Several workers collect the same tests. Each number in the pipe of tokens is the index of one test, and
-whoever reads it runs that test, so that none waits for another. What is told is one JSON object a line:
-{"collected": [...]}, then {"begin": id} and {"end": id, "outcome": ..., "failure": ...} for each test.
+What is told is one JSON object a line: {"collected": [...]} by the process that lab/grade.py has started; then, for
+each pipe that comes through the socket GRADE_FORKS, it forks a worker, which tells over that pipe {"begin": id} and
+{"end": id, "outcome": ..., "failure": ...} for each test. Each number in the pipe of tokens is the index of one test,
+and whichever worker reads it runs that test, so that none waits for another. Workers share nothing else: -s, because
+pytest would keep what they print in one file, and a tmp_path of our own.
 
-The program under test gets neither pipe: subprocess closes them.
+The program under test gets no pipe: subprocess closes them.
 """
 
 import json
 import os
 import re
+import pathlib
 import resource
+import socket
 import struct
+import tempfile
 import time
 
 import pytest
@@ -25,7 +30,7 @@ from messages_pb2 import Response
 from mistakes import WORDS, Facts, likely, mended, message
 from steps import shortened
 
-TOKENS, REPORTS = (int(os.environ.pop(name)) for name in ("GRADE_TOKENS", "GRADE_REPORTS"))
+TOKENS, reports, FORKS = (int(os.environ.pop(name)) for name in ("GRADE_TOKENS", "GRADE_REPORTS", "GRADE_FORKS"))
 HIDDEN = os.environ.pop("GRADE_HIDDEN", "")
 SLOW = os.environ.pop("GRADE_SLOW", "") == "yes"
 OURS = os.environ.pop("GRADE_OURS", "") == "yes"
@@ -35,7 +40,7 @@ FILE_LIMIT = 256 << 20  # bytes in one file; no test needs more than a tenth of 
 def tell(**line):
     data = json.dumps(line).encode() + b"\n"
     while data:
-        data = data[os.write(REPORTS, data):]
+        data = data[os.write(reports, data):]
 
 
 def limit(what, value):
@@ -45,19 +50,22 @@ def limit(what, value):
 
 
 def pytest_configure(config):
-    processes.adopt_orphans()
     if not OURS:
         os.umask(0)  # a program that runs as another user writes into the folders that a test makes
         limit(resource.RLIMIT_FSIZE, FILE_LIMIT)
     limit(resource.RLIMIT_CORE, 0)
 
 
-@pytest.fixture(autouse=not OURS)
-def reached_by_another_user(request):
-    """Open a test's own folder to programs that run as another user; their name is told only to these."""
-    if "tmp_path" in request.fixturenames:
-        os.chmod(request.getfixturevalue("tmp_path_factory").getbasetemp(), 0o711)
-        os.chmod(request.getfixturevalue("tmp_path"), 0o777)
+@pytest.fixture
+def tmp_path():
+    """A folder that no other worker has: of two workers with one --basetemp the second removes what the first has put there.
+
+    Programs that run as another user can open it; its name is told only to these.
+    """
+    path = pathlib.Path(tempfile.mkdtemp(prefix="test-"))
+    if not OURS:
+        path.chmod(0o777)
+    return path
 
 
 def clauses_of(item):
@@ -67,6 +75,7 @@ def clauses_of(item):
 def described(item):
     """What the grader must know of a test before it runs."""
     return {"id": id_of(item), "file": item.path.name, "name": item.name, "clauses": clauses_of(item),
+            "takes": max((seconds for mark in item.iter_markers("takes") for seconds in mark.args), default=0),
             "hidden": bool(HIDDEN) and str(item.path).startswith(HIDDEN)}
 
 
@@ -93,11 +102,29 @@ def id_of(item):
 
 def pytest_runtestloop(session):
     tell(collected=[described(item) for item in session.items])
-    while True:
-        token = os.read(TOKENS, 4)
-        if len(token) < 4:
-            return True
-        item = session.items[struct.unpack("!I", token)[0]]
+    os.close(reports)
+    with socket.socket(fileno=FORKS) as forks:
+        while True:
+            _, pipes, _, _ = socket.recv_fds(forks, 1, 1)
+            if not pipes:
+                return True
+            if os.fork() == 0:
+                try:
+                    forks.close()
+                    work(session.items, pipes[0])
+                finally:
+                    os._exit(0)  # the rest of pytest is for the process that has collected
+            os.close(pipes[0])
+
+
+def work(items, pipe):
+    """Run the tests whose numbers come, and tell of each over the pipe; in a session of its own, and with its own orphans."""
+    global reports
+    reports = pipe
+    os.setsid()
+    processes.adopt_orphans()
+    while token := os.read(TOKENS, 4):
+        item = items[struct.unpack("!I", token)[0]]
         tell(begin=id_of(item))
         ending[id_of(item)] = {"outcome": "passed", "failure": None}
         began = time.monotonic()
