@@ -139,6 +139,7 @@ def ask_and_stop_reading(address):
 
 
 @pytest.mark.spec("FC-6")
+@pytest.mark.takes(1)
 def test_an_asker_is_told_busy_only_if_it_said_that_it_does_not_mind(seed):
     data = some_bytes(BIG)
     address = seed(data, chunk_size=BIG)
@@ -181,6 +182,7 @@ def test_an_asker_that_stops_reading_keeps_nobody_else_from_being_answered(seed)
 @pytest.mark.spec("FC-14")
 @pytest.mark.fault(13)
 @pytest.mark.parametrize("reads", [0, 200_000], ids=["not_at_all", "too_slowly"])
+@pytest.mark.takes(1)
 def test_an_asker_that_stops_reading_loses_its_slot(fake_tracker, run_patched, tmp_path, reads):
     """Every 20 ms the askers read so many bytes. Silence may last for 0.5 s, the whole answer for 0.75 s."""
     data = some_bytes(BIG)

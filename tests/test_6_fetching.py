@@ -201,6 +201,7 @@ def test_a_peer_skips_what_is_no_address_and_looks_no_name_up(leeching, fake_pee
 
 @pytest.mark.spec("PL-5", "SW-8")
 @pytest.mark.parametrize("useless_neighbor", [False, True], ids=["no_neighbor", "a_neighbor_that_has_nothing"])
+@pytest.mark.takes(2)
 def test_a_leecher_that_nobody_can_serve_asks_for_the_list_again_within_a_second(leeching, fake_peer, useless_neighbor):
     tracker, out, data = leeching([fake_peer(b"").address] if useless_neighbor else [])
     if useless_neighbor:
@@ -216,6 +217,7 @@ def test_a_leecher_that_nobody_can_serve_asks_for_the_list_again_within_a_second
 
 
 @pytest.mark.spec("PL-5")
+@pytest.mark.takes(1)
 def test_a_leecher_whose_neighbors_hold_only_what_it_has_asks_for_the_list_again(leeching, fake_peer, make_file):
     neighbor = fake_peer(make_file(2 * CHUNK)[1], held=[1])
     tracker, _, _ = leeching([neighbor.address], size=2 * CHUNK)
@@ -225,6 +227,7 @@ def test_a_leecher_whose_neighbors_hold_only_what_it_has_asks_for_the_list_again
 
 
 @pytest.mark.spec("AP-4")
+@pytest.mark.takes(1)
 def test_a_leecher_that_waits_for_a_chunk_proves_itself_every_third_of_the_lease(fake_tracker, fake_peer, run_peer, data, tmp_path):
     """See test_2_active_proof.py for the numbers."""
     neighbor = fake_peer(data)
@@ -355,6 +358,7 @@ def test_an_asker_asks_each_neighbor_only_for_what_it_has_listed(make_file, fake
 
 
 @pytest.mark.spec("FC-10")
+@pytest.mark.takes(1)
 def test_a_neighbor_that_refuses_two_in_a_row_and_then_gives_one_is_kept(make_file, fake_peer, fetch):
     _, data = make_file(9 * 1000)
     neighbor = fake_peer(data, chunk_size=1000)
@@ -389,6 +393,7 @@ def reset_in_the_middle(request, sock):
 
 @pytest.mark.spec("FC-11")
 @pytest.mark.fault(12)
+@pytest.mark.takes(1)
 def test_an_exchange_that_takes_too_long_is_given_up_and_the_chunk_fetched_elsewhere(make_file, fake_peer, fetch_patched):
     """Silence may last for 0.4 s, an answer for 0.4 s and one second more for every 16 KiB of it.
 
@@ -417,6 +422,7 @@ def test_an_exchange_that_takes_too_long_is_given_up_and_the_chunk_fetched_elsew
 
 
 @pytest.mark.spec("FC-11")
+@pytest.mark.takes(1)
 def test_an_answer_that_is_slow_but_in_time_is_taken(make_file, fake_peer, fetch_patched):
     """It pauses for 0.2 s again and again, which is no silence of 0.4 s; it may take 0.4 s and one second more for 256 KiB."""
     _, data = make_file(2 * CHUNK)
@@ -435,6 +441,7 @@ def test_an_answer_that_is_slow_but_in_time_is_taken(make_file, fake_peer, fetch
 
 @pytest.mark.spec("FC-12", "SW-5")
 @pytest.mark.fault(44)
+@pytest.mark.takes(1)
 def test_a_chunk_that_arrives_twice_is_counted_once(make_file, fake_peer, fetch):
     """Two neighbors answer the same request at the same time; chunk 1 is nowhere until that is over."""
     _, data = make_file(2 * CHUNK)

@@ -79,6 +79,7 @@ def test_five_leechers_end_with_the_same_bytes_that_the_tracker_seeds(make_file,
 
 
 @pytest.mark.spec("SW-1", "SW-2", "SW-3")
+@pytest.mark.takes(2)
 def test_five_leechers_of_a_slow_seeder_give_each_other_most_of_the_bytes(make_file, run_tracker, run_peer, fake_peer, tmp_path):
     path, data = make_file(30 * CHUNK + 7)
     tracker, seeder, link = run_tracker(path, expire=3600, extra=["--chunk-size", "16K", "--no-seed"]), fake_peer(data, chunk_size=CHUNK), threading.Lock()
@@ -294,6 +295,7 @@ def test_a_neighbor_that_was_started_anew_with_nothing_is_asked_what_it_has_befo
 
 @pytest.mark.spec("SW-8", "PL-5")
 @pytest.mark.parametrize("busy", [0, 1, 5], ids=["without_a_useful_neighbor", "with_a_busy_neighbor", "with_five_busy_neighbors"])
+@pytest.mark.takes(2)
 def test_a_new_seeder_is_used_within_about_a_second(tracker, neighbor, run_peer, out, gate, busy):
     for fake in [neighbor() for _ in range(busy)]:
         fake.answers["fetch_chunk"] = busy_until(gate, fake)
@@ -309,6 +311,7 @@ def test_a_new_seeder_is_used_within_about_a_second(tracker, neighbor, run_peer,
 
 
 @pytest.mark.spec("SW-8", "CQ-3")
+@pytest.mark.takes(1)
 def test_a_chunk_that_a_neighbor_comes_to_hold_is_used_within_about_a_second(tracker, neighbor, run_peer, out):
     growing = neighbor([0])
     program = run_peer(tracker.port, out, ["--leave"])

@@ -112,6 +112,7 @@ def slow_seeder(neighbor):
 
 @pytest.mark.fault(10)
 @pytest.mark.spec("FC-9", "WF-12")
+@pytest.mark.takes(3)
 def test_wrong_chunks_are_thrown_away_their_neighbors_banned_and_the_chunks_fetched_elsewhere(tracker, neighbor, slow_seeder, leecher, out):
     chunks = split(DATA, CHUNK)
     wrong = {
@@ -161,6 +162,7 @@ def test_in_the_endgame_a_wrong_answer_is_not_the_one_that_counts(neighbor, leec
 
 @pytest.mark.fault(11)
 @pytest.mark.spec("FC-10")
+@pytest.mark.takes(3)
 def test_neighbors_that_refuse_three_listed_chunks_in_a_row_are_banned(tracker, neighbor, slow_seeder, leecher, out):
     liars = {code: neighbor() for code in (pb.NOT_HELD, pb.NO_SUCH_CHUNK, pb.UNSPECIFIED, 77)}  # the last is a code of a later version
     for code, liar in liars.items():
@@ -180,6 +182,7 @@ def test_neighbors_that_refuse_three_listed_chunks_in_a_row_are_banned(tracker, 
 
 @pytest.mark.fault(11)
 @pytest.mark.spec("FC-10")
+@pytest.mark.takes(1)
 def test_a_chunk_that_is_given_makes_good_for_two_that_were_refused(neighbor, leecher, out, gate):
     moody, other = neighbor(), neighbor()
 
@@ -228,6 +231,7 @@ def test_with_the_largest_chunks_too_a_silent_neighbor_holds_up_nobody_else(fake
 
 @pytest.mark.fault(14)
 @pytest.mark.spec("WF-10", "WF-13", "CL-9")
+@pytest.mark.takes(3)
 def test_more_idle_connections_than_there_is_room_for_are_bounded_and_hold_up_neither_the_others_nor_the_end(tracker, run_peer, out):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < 2048:
@@ -306,6 +310,7 @@ def test_a_neighbor_that_serves_one_at_a_time_is_not_pestered_by_a_second_connec
 @pytest.mark.fault(18)
 @pytest.mark.spec("PL-4")
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux answers at all of 127.0.0.0/8")
+@pytest.mark.takes(2)
 def test_of_a_hundred_thousand_addresses_fifty_are_neighbors(tracker, fake_peer, leecher, out, gate):
     everyone = fake_peer(DATA, chunk_size=CHUNK, host="0.0.0.0")
     everyone.answers["fetch_chunk"] = busy_until(gate, everyone)
@@ -353,6 +358,7 @@ def test_fifty_dead_addresses_and_a_good_one(tracker, neighbor, leecher, out):
 
 @pytest.mark.fault(19)
 @pytest.mark.spec("SW-6")
+@pytest.mark.takes(3)
 def test_a_neighbor_that_fails_is_dialled_again_but_not_at_once_again_and_again(neighbor, leecher, out):
     failing = neighbor()
     connections = []  # how many there were at each query
@@ -374,6 +380,7 @@ def test_a_neighbor_that_fails_is_dialled_again_but_not_at_once_again_and_again(
 
 @pytest.mark.fault(20)
 @pytest.mark.spec("AP-4", "AP-7")
+@pytest.mark.takes(1)
 def test_after_a_proof_that_nobody_answers_the_next_one_comes_before_the_lease_ends(tracker, run_peer, out):
     tracker.lease_ms = 2000
     tracker.answers["active_proof"] = first(never, tracker.answers["active_proof"])
@@ -384,6 +391,7 @@ def test_after_a_proof_that_nobody_answers_the_next_one_comes_before_the_lease_e
 
 @pytest.mark.fault(20)
 @pytest.mark.spec("AP-2", "AP-3")
+@pytest.mark.takes(1)
 def test_a_peer_that_was_suspended_for_longer_than_its_lease_is_listed_again(make_file, run_tracker, run_peer, out):
     path, _ = make_file(DATA)
     tracker = run_tracker(path, expire=1, extra=["--no-seed"])
@@ -445,7 +453,7 @@ def swarm_of_two(tracker, neighbor, run_peer, tmp_path, gate):
     seeder.answers["fetch_chunk"] = each_chunk_once
     leechers = [run_peer(tracker.port, tmp_path / name) for name in ("one.bin", "two.bin")]
     tracker.joiner(2)
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 4)
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 3)  # both ask once a second: among three are some of either
     return seeder, leechers
 
 
@@ -457,6 +465,7 @@ def check_files(leechers, tmp_path):
 
 @pytest.mark.fault(23)
 @pytest.mark.spec("SW-4")
+@pytest.mark.takes(4)
 def test_the_swarm_finishes_without_a_tracker_that_died_after_the_first_peer_list(tracker, swarm_of_two, tmp_path, gate):
     _, leechers = swarm_of_two
     tracker.answers.clear()  # from now on it closes at every request
@@ -468,6 +477,7 @@ def test_the_swarm_finishes_without_a_tracker_that_died_after_the_first_peer_lis
 
 @pytest.mark.fault(23)
 @pytest.mark.spec("SW-4", "SW-6")
+@pytest.mark.takes(1)
 def test_a_tracker_that_hangs_does_not_keep_a_leecher_from_its_neighbors(tracker, neighbor, leecher, out):
     """A neighbor that failed once is dialled again after a second, not when the tracker was waited for in vain."""
     seeder = neighbor()
@@ -482,6 +492,7 @@ def test_a_tracker_that_hangs_does_not_keep_a_leecher_from_its_neighbors(tracker
 
 @pytest.mark.fault(26)
 @pytest.mark.spec("SW-2", "SW-4")
+@pytest.mark.takes(2)
 def test_the_swarm_completes_when_the_seeder_dies_once_every_chunk_was_given_away(tracker, swarm_of_two, tmp_path, gate):
     seeder, leechers = swarm_of_two
     gate.set()
