@@ -344,6 +344,31 @@ def test_a_chunk_that_was_changed_on_disk_is_refused_and_the_others_are_served(s
         assert ask(sock, fetch_chunk(0)).chunk == data[:CHUNK]
 
 
+@pytest.mark.spec("CQ-1", "FC-5")
+def test_a_peer_that_still_verifies_its_file_lists_nothing_and_gives_nothing(fake_tracker, run_patched, tmp_path):
+    """Its verifying waits for a file; it has joined, so others may ask it meanwhile."""
+    data, go_on = harness.some_bytes(SIZE), tmp_path / "go_on"
+    (tmp_path / "out.bin").write_bytes(data)
+    tracker = fake_tracker(data)
+    changes = f"""
+import os
+verify = peer.Store.verify
+def wait_and_verify(self, show):
+    while not os.path.exists({str(go_on)!r}):
+        time.sleep(0.01)
+    return verify(self, show)
+peer.Store.verify = wait_and_verify
+"""
+    run_patched("peer", changes, [f"127.0.0.1:{tracker.port}", tmp_path / "out.bin"])
+    with connect(tracker.joiner()) as sock:
+        eventually(lambda: ask(sock, fetch_chunk(1)).bad.code == pb.NO_SUCH_CHUNK, what="a peer that knows the file")
+        answer = ask(sock, chunks_query())
+        assert answer.WhichOneof("type") == "chunks_query" and not answer.chunks_query.chunk_ids
+        assert harness.is_refused(ask(sock, fetch_chunk(0)), pb.NOT_HELD)
+        go_on.touch()
+        eventually(lambda: list(ask(sock, chunks_query()).chunks_query.chunk_ids) == [0, CHUNK, 2 * CHUNK, 3 * CHUNK], what="the whole list")
+
+
 @pytest.mark.fault(34)
 @pytest.mark.spec("FC-13", "FC-2")
 def test_a_file_that_is_cut_while_a_chunk_of_it_is_sent_ends_that_connection_only(make_file, run_tracker):
