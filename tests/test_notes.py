@@ -5,10 +5,12 @@ A fenced block's first line says how it is checked; a block that nobody checks i
     ```bytes request tracker      an annotated dump: its bytes are sent to a tracker of `abc`, or to a peer (PEER_FILE),
     ```bytes response tracker     and what is answered is rendered by lab/explain.py and compared with this one
     ```excerpt peer.py read_frame lines of that function, or without one of the file, in order; a line `…` leaves some out
-    ```console                    commands after `$`, run in a fresh copy of the repository; <n> stands for what varies
+    ```console                    commands after `$`, run in a fresh copy of the repository; <n> stands for what varies, and
+                                  on its line two spaces for any number of them: columns are as wide as what is in them
     ```pycon                      a Python session, run there with tests/ on the path
 
-`python tests/test_notes.py` writes the dumps anew, from the bytes of their requests, when explain.py or the programs have changed.
+`python tests/test_notes.py` writes the dumps anew, from the bytes of their requests, when explain.py or the programs have changed,
+and what lab/simulate.py prints, when the rules have. The prose that speaks of its figures is then to be read again.
 
 In running text, each `span` must be found in a program, a file or the standard library, or be bytes that the
 note or SPEC.md shows, or be true: `2 * 262144 = 524288`. Numbers come from SPEC.md or from a checked block.
@@ -43,11 +45,13 @@ SPEC = (LAB / "SPEC.md").read_text()
 CLAUSES = dict(re.findall(r"^\*\*([A-Z]+-\d+)\*\* (.+)$", SPEC, re.M))
 SECTIONS = ["Why", "The bytes", "Predict, run, compare, explain", "Your task", "How it is tested", "Hints", "Questions", "Answers",
             "Not tested, and why it matters"]
+EXPERIMENT_SECTIONS = ["Why", "The bounds", "The rules", "Predict, run, compare, explain", "Questions", "Answers", "Not measured, and why it matters"]
 WORDS = range(300, 601)        # before the questions, blocks not counted
+EXPERIMENT_WORDS = range(500, 801)
 QUESTIONS = range(4, 7)
 TRACKER_FILE = b"abc"          # named a
 PEER_FILE = bytes(2 * harness.CHUNK) + b"abc"  # three chunks, the last of them short
-COMMAND_SECONDS = 60           # for one command of a console block; most take one
+COMMAND_SECONDS = 150          # for one command of a console block; most take one, the figure 40
 LIBRARY = ("socket", "socketserver", "threading", "struct", "time", "hashlib", "random", "os")  # whose names a note may use
 
 
@@ -77,7 +81,8 @@ def note(path):
 
 NOTES = [note(stage.note) for stage in STAGES]
 FUNCTIONS = {function for stage in STAGES for function in stage.functions}
-PAGES = [note("lab/README.md"), *NOTES]
+EXPERIMENT = note("lab/8-distribution.md")  # no stage of the grader's: nothing is to be written
+PAGES = [note("lab/README.md"), *NOTES, EXPERIMENT]
 BY_NAME = pytest.mark.parametrize("page", NOTES, ids=lambda page: page.name)
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -94,18 +99,25 @@ def words(text):
     return len(re.findall(r"[\w'’]+(?:[-.,:/][\w'’]+)*", plain(text)))
 
 
-def shape_errors(page):
-    """What is wrong with the order and the length of a note."""
+def outline_errors(page, sections, length):
+    """What is wrong with the order and the length of a page, its top and its questions."""
     errors = []
-    if list(page.sections) != SECTIONS:
-        errors.append(f"expected the sections {SECTIONS}, got {list(page.sections)}")
+    if list(page.sections) != sections:
+        errors.append(f"expected the sections {sections}, got {list(page.sections)}")
         return errors
-    count = words(page.head + "".join(text for title, text in page.sections.items() if title not in SECTIONS[SECTIONS.index("Questions"):]))
-    if count not in WORDS:
-        errors.append(f"expected {WORDS[0]} to {WORDS[-1]} words before the questions, got {count}")
+    count = words(page.head + "".join(text for title, text in page.sections.items() if title not in sections[sections.index("Questions"):]))
+    if count not in length:
+        errors.append(f"expected {length[0]} to {length[-1]} words before the questions, got {count}")
     if not re.match(r"# Stage \d: .+\n\n\*\*About \d+ (minutes|hours)\*\*.*?\n\n> [^\n]+[.]\n", page.head, re.S) or page.head.count("\n> ") != 1:
         errors.append("expected a title, **About N minutes**, and a hook of one sentence on one line that begins with >")
-    errors += question_errors(page.sections["Questions"], page.sections["Answers"])
+    return errors + question_errors(page.sections["Questions"], page.sections["Answers"])
+
+
+def shape_errors(page):
+    """What is wrong with the shape of a note; with a wrong outline nothing else is looked at."""
+    errors = outline_errors(page, SECTIONS, WORDS)
+    if list(page.sections) != SECTIONS:
+        return errors
     hints = re.findall(r"<summary>(.+?)</summary>", page.sections["Hints"])
     if [hint.split()[0] for hint in hints] != ["A", "The", "Pseudo-code"]:
         errors.append(f"expected three hints, a question, the clause, pseudo-code; got {hints}")
@@ -136,8 +148,14 @@ def test_a_note_has_the_agreed_sections_length_questions_and_hints(page):
     assert not shape_errors(page)
 
 
-def test_there_is_a_note_for_each_stage_and_none_beside_them():
-    assert [page.name for page in NOTES] == sorted(path.name for path in LAB.glob("[0-7]-*.md"))
+def test_the_experiment_has_its_sections_length_and_questions_and_is_run_several_times():
+    assert not outline_errors(EXPERIMENT, EXPERIMENT_SECTIONS, EXPERIMENT_WORDS)
+    assert len(EXPERIMENT.of("console")) >= 3 and "not graded" in EXPERIMENT.head
+
+
+def test_there_is_a_note_for_each_stage_and_the_experiment_and_none_beside_them():
+    assert [page.name for page in PAGES[1:]] == sorted(path.name for path in LAB.glob("[0-9]*-*.md"))
+    assert EXPERIMENT.head.splitlines()[0] == f"# Stage {len(STAGES)}: the experiment"
     assert [page.head.splitlines()[0] for page in NOTES] == [f"# Stage {stage.number}: {stage.title}" for stage in STAGES]
 
 
@@ -148,7 +166,8 @@ def estimate(page):
 
 def test_the_index_lists_the_stages_with_their_times():
     rows = re.findall(r"^\| (\d) \| \[([^\]]+)\]\(([^)]+)\) \| ([^|]+) \| ", PAGES[0].text, re.M)
-    assert rows == [(str(stage.number), stage.title, page.name, estimate(page)) for stage, page in zip(STAGES, NOTES)]
+    experiment = (str(len(STAGES)), "the experiment", EXPERIMENT.name, estimate(EXPERIMENT))
+    assert rows == [(str(stage.number), stage.title, page.name, estimate(page)) for stage, page in zip(STAGES, NOTES)] + [experiment]
 
 
 # Clauses and links.
@@ -334,11 +353,17 @@ def copy(tmp_path):
     return folder
 
 
+def line_pattern(line):
+    """The regular expression of one line of output: `<n>` stands for a run without spaces, and beside it two spaces for any number."""
+    if line.strip() == "...":
+        return r"(?:.*\n)*?"
+    pattern = r"\S+".join(map(re.escape, line.rstrip().split("<n>"))) + r"[ \t]*\n"
+    return re.sub(r"(?:\\ ){2,}", " +", pattern) if "<n>" in line else pattern
+
+
 def matches(expected, got):
-    """Whether output is as shown: `<n>` stands for a run without spaces, a line `...` for any lines."""
-    pattern = ""
-    for line in expected.rstrip().splitlines():
-        pattern += r"(?:.*\n)*?" if line.strip() == "..." else r"\S+".join(map(re.escape, line.rstrip().split("<n>"))) + r"[ \t]*\n"
+    """Whether output is as shown; a line `...` stands for any lines."""
+    pattern = "".join(map(line_pattern, expected.rstrip().splitlines()))
     return bool(re.fullmatch(pattern, got.rstrip() + "\n" if got.strip() else ""))
 
 
@@ -356,6 +381,7 @@ def run(command, folder):
     return ended.stdout
 
 
+@pytest.mark.timeout(2 * COMMAND_SECONDS)
 @EVERY_PAGE
 def test_commands_print_what_is_shown(page, copy):
     for _, content in page.of("console"):
@@ -416,7 +442,7 @@ def test_there_is_no_block_that_is_not_checked(page):
 
 MAKEFILE = pathlib.Path(ROOT, "Makefile").read_text()
 PROGRAMS = "".join(pathlib.Path(ROOT, path).read_text() for path in
-                   ["peer.py", "tracker.py", "messages.proto", "lab/SPEC.md", "tests/harness.py"])
+                   ["peer.py", "tracker.py", "messages.proto", "lab/SPEC.md", "tests/harness.py", "lab/simulate.py", "lab/distribution.py"])
 
 
 def is_in_library(name):
@@ -547,6 +573,7 @@ def test_bytes_that_are_not_those_of_the_programs_are_found(role, old, new):
 
 def test_output_that_is_not_as_shown_is_found():
     assert matches("a <n> b\n...\nz\n", "a 17 b\nx\ny\nz\n") and matches("", "") and matches("...\nz\n", "z\n")
+    assert matches("a  <n> %  b\n", "a      7 % b\n") and not matches("a  b\n", "a   b\n") and not matches("a  <n>\n", "a7\n")
     assert not matches("a <n> b\n", "a b\n") and not matches("a\n", "a\nb\n") and not matches("", "error\n") and not matches("a\n...\n", "b\n")
     assert commands("$ one\nout\n$ two\n") == [("one", "out\n"), ("two", "")]
 
@@ -580,6 +607,18 @@ def with_new_dumps(page, sock, name):
     return re.sub(rf"^```bytes (request|response) {name}\n(.*?)^```$", block, page.text, flags=re.M | re.S)
 
 
+def with_new_simulations(page, folder):
+    """The text of a note in which lab/simulate.py prints what it does now."""
+    def block(match):
+        return "```console\n" + "".join(f"$ {command}\n" + (run(command, folder) if "lab/simulate.py" in command else output)
+                                        for command, output in commands(match[1])) + "```"
+    return re.sub(r"^```console\n(.*?)^```$", block, page.text, flags=re.M | re.S)
+
+
+def write_new_simulations():
+    pathlib.Path(ROOT, "lab", EXPERIMENT.name).write_text(with_new_simulations(EXPERIMENT, ROOT))
+
+
 def write_new_dumps():
     for stage in STAGES:
         for name in ("tracker", "peer"):
@@ -593,3 +632,4 @@ def write_new_dumps():
 
 if __name__ == "__main__":
     write_new_dumps()
+    write_new_simulations()
