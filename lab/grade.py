@@ -29,11 +29,10 @@ What it does not do: a submission runs with your rights. It can read what you ca
 this program by its number. Grade strangers' code in a container or as another user
 (TRACKER='setpriv --reuid=student --regid=student --clear-groups ...'; lab/INSTRUCTOR.md).
 
-Exit code: 0 all passed, 1 something failed, 2 wrong usage. Reading order: usage - the run - points - the report.
+Exit code: 0 all passed, 1 something failed, 2 wrong usage. Reading order: usage - the run - points - the report; then tests/verdict.py, the workers' side.
 """
 
 import argparse
-import ast
 import json
 import os
 import pathlib
@@ -99,8 +98,8 @@ def check_template(option, template, needed, known):
     """The command's words; WrongUsage if it lacks a place to fill in, has one too many, or names no program."""
     try:
         words = shlex.split(template)
-        places = {(name, f"{name}{f'!{how}' if how else ''}{f':{form}' if form else ''}") for word in words for _, name, form, how in string.Formatter().parse(word)
-                  if name is not None}
+        parts = [part for word in words for part in string.Formatter().parse(word)]
+        places = {(name, f"{name}{f'!{how}' if how else ''}{f':{form}' if form else ''}") for _, name, form, how in parts if name is not None}
     except ValueError as error:
         raise WrongUsage(f"{option}: cannot read {template!r}: {error}") from None
     for name in needed:
@@ -121,7 +120,8 @@ def commands(args):
     here = args.dir or str(ROOT)
     for option, value in [("--dir", args.dir), ("--tracker", args.tracker), ("--peer", args.peer)]:
         if value == "":
-            raise WrongUsage(f"{option}: expected a {'folder' if option == '--dir' else 'command'}, got nothing; without {option} the reference is graded")
+            kind = "folder" if option == "--dir" else "command"
+            raise WrongUsage(f"{option}: expected a {kind}, got nothing; without {option} the reference is graded")
     if args.dir and (args.tracker or args.peer):
         raise WrongUsage("expected --dir, or --tracker and --peer, got both")
     if bool(args.tracker) != bool(args.peer):
@@ -186,13 +186,14 @@ class Run:
 
     def environment(self):
         """What a worker is told."""
-        return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT), str(ROOT / "lab")]), "PYTHONUNBUFFERED": "1", "TMPDIR": self.temporary,
+        path = os.pathsep.join(str(folder) for folder in (ROOT / "tests", ROOT, ROOT / "lab"))
+        return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TMPDIR": self.temporary,
                 "TRACKER": self.tracker, "PEER": self.peer, "PROGRAMS": self.folder, "GRADING": "ours" if self.ours else "other",
                 "GRADE_HIDDEN": os.path.join(self.temporary, "hidden") if self.hidden else "",
                 "GRADE_SLOW": "yes" if self.slow else "", "GRADE_OURS": "yes" if self.ours else ""}
 
     def files(self):
-        """The test files, hidden ones in a folder of their own with the fixtures of ours."""
+        """The test files; hidden ones are copied into a folder of their own, with the fixtures of ours."""
         found = [str(path) for number in self.numbers for path in sorted((ROOT / "tests").glob(f"test_{number}_*.py"))]
         if self.hidden:
             folder = pathlib.Path(self.temporary, "hidden")
@@ -205,16 +206,18 @@ class Run:
                     found.append(str(copy))
         return found
 
-    def start_collector(self):
+    def start_collector(self, files):
         """Start pytest, which reads the tests once for all workers: half a second of work for each, if it were done by each."""
         reports, tell = os.pipe()
         self.forks, theirs = socket.socketpair()
         passed = {"GRADE_TOKENS": self.tokens, "GRADE_REPORTS": tell, "GRADE_FORKS": theirs.fileno()}
-        command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "verdict", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
-                   "--timeout", str(TEST_SECONDS), *(["-k", self.words] if self.words else []), *self.files()]
+        command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "verdict", "-p", "no:cacheprovider",
+                   "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "--timeout", str(TEST_SECONDS),
+                   *(["-k", self.words] if self.words else []), *files]
         with open(os.path.join(self.temporary, "pytest.out"), "wb") as output:
-            self.collector = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-                                              env={**self.environment(), **{name: str(number) for name, number in passed.items()}}, pass_fds=passed.values())
+            environment = {**self.environment(), **{name: str(number) for name, number in passed.items()}}
+            self.collector = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                              env=environment, pass_fds=passed.values(), start_new_session=True)
         os.close(tell)
         theirs.close()
         self.workers[reports] = Worker(reports)
@@ -232,9 +235,10 @@ class Run:
         """Run all tests, or as many as time and bounds allow. Afterwards nothing that was started runs."""
         processes.adopt_orphans()
         try:
+            files = self.files()
             self.disk_before = used([self.temporary, self.folder])
-            if self.files():
-                self.start_collector()
+            if files:
+                self.start_collector(files)
                 self.follow()
                 self.without_tests()
         finally:
@@ -282,7 +286,9 @@ class Run:
         for test in found:
             stage = int(test["file"].split("_")[1])
             counts[stage] = counts.get(stage, 0) + 1
-            self.tests[test["id"]] = {**test, "stage": stage, "number": f"{stage}.{counts[stage]}", "title": title(test["name"]), "outcome": None, "failure": None, "seconds": 0}
+            number = f"{stage}.{counts[stage]}"
+            self.tests[test["id"]] = {**test, "stage": stage, "number": number, "title": title(test["name"]),
+                                      "outcome": None, "failure": None, "seconds": 0}
         for index in sorted(range(len(found)), key=lambda index: -found[index]["takes"]):
             os.write(self.to_hand_out, struct.pack("!I", index))
         os.close(self.to_hand_out)
@@ -476,13 +482,18 @@ def again(test, run):
     return f"make stage-{test['stage']}{run.target} K={case if alone else name.partition('[')[0].removeprefix('test_')}"
 
 
+def heading(test):
+    return f"FAIL {test['number']}  {stage_title(test['stage'])}: {test['title']}"
+
+
 def report(test, run):
     """The lines of a failed test: clause, steps, bytes, what is likely, how to run it again. Of a hidden test no step."""
     failure = failure_of(test, run)
     texts = clause_texts()
-    lines = [f"FAIL {test['number']}  {stage_title(test['stage'])}: {test['title']}"]
+    steps = [] if test["hidden"] else few(failure["steps"])
+    lines = [heading(test)]
     lines += [f"  SPEC {clause}  {texts.get(clause, '')}" for clause in test["clauses"]]
-    lines += [] if test["hidden"] else [f"  {'>' if step.split()[0] == str(failure['step']) else ' '} {step}" for step in few(failure["steps"])]
+    lines += [f"  {'>' if step.split()[0] == str(failure['step']) else ' '} {step}" for step in steps]
     lines += labelled("sent", failure.get("sent_lines") or [])
     lines += [f"  expected  {failure['expected']}", f"  got       {failure['got']}"]
     if failure["offset"] is not None:
@@ -519,7 +530,8 @@ def summary(run):
     for number in run.numbers:
         its = [test for test in tests if test["stage"] == number]
         if its:
-            lines.append(f"stage {number}  {stage_title(number):13} {sum(test['outcome'] == 'passed' for test in its):3} of {len(its):3} tests passed")
+            passed = sum(test["outcome"] == "passed" for test in its)
+            lines.append(f"stage {number}  {stage_title(number):13} {passed:3} of {len(its):3} tests passed")
     clauses = by_clause(tests)
     got, most = sum(score(clause, its) for clause, its in clauses.items()), sum(POINTS.get(clause, 1) for clause in clauses)
     lines.append(f"{got} of {most} points in {time.monotonic() - run.began:.1f} s; "
@@ -532,38 +544,50 @@ def left_out(run):
     return f". Left out: {slow} slow tests, which make grade runs" if slow else ""
 
 
-def main(argv=None):
-    try:
-        args = parse_arguments(argv)
-        templates, numbers, hidden = commands(args), stages(args), hidden_tests(args.hidden)
-        try:
-            write(args.results, {"score": 0, "output": "The grading did not come to its end.", "tests": []})
-        except OSError as error:
-            raise WrongUsage(f"--results: cannot write {args.results!r}: {error.strerror}") from None
-    except WrongUsage as error:
-        print(f"grade.py: {error}", file=sys.stderr)
-        return 2
-    run = Run(templates, numbers, args.k, hidden, args.limit, slow=args.stage is None, ours=not (args.dir or args.tracker),
-              first=args.first, workers=args.workers)
-    run.target = "".join(f" {name}={shlex.quote(value)}" for name, value in [("DIR", args.dir), ("TRACKER", args.tracker), ("PEER", args.peer)] if value)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
-    try:
-        run.run()
-    finally:
-        write(args.results, results(run))
+def show(run):
+    """Print the report; the exit code."""
     if run.misread:
-        print(f"grade.py: -k: expected words of a test's name, with and, or and not between them, got {args.k!r}", file=sys.stderr)
+        print(f"grade.py: -k: expected words of a test's name, with and, or and not between them, got {run.words!r}", file=sys.stderr)
         return 2
     if not run.tests and not run.broken:
-        print(f"grade.py: no test of stage {', '.join(map(str, numbers))} has {args.k!r} in its name", file=sys.stderr)
+        print(f"grade.py: no test of stage {', '.join(map(str, run.numbers))} has {run.words!r} in its name", file=sys.stderr)
         return 2
     failed = [test for test in run.tests.values() if test["outcome"] not in ("passed", "skipped")]
     for test in failed[:REPORTS]:
         print(report(test, run), end="\n\n")
     for test in failed[REPORTS:]:
-        print(f"FAIL {test['number']}  {stage_title(test['stage'])}: {test['title']}  SPEC {', '.join(test['clauses'])}  again: {again(test, run)}")
+        print(f"{heading(test)}  SPEC {', '.join(test['clauses'])}  again: {again(test, run)}")
     print("\n".join(notes(run) + summary(run)))
     return 1 if failed or run.broken or run.stopped else 0
+
+
+def prepared(args):
+    """The Run that the arguments ask for, with a results.json of no points written; WrongUsage."""
+    run = Run(commands(args), stages(args), args.k, hidden_tests(args.hidden), args.limit, slow=args.stage is None,
+              ours=not (args.dir or args.tracker), first=args.first, workers=args.workers)
+    given = [("DIR", args.dir), ("TRACKER", args.tracker), ("PEER", args.peer)]
+    run.target = "".join(f" {name}={shlex.quote(value)}" for name, value in given if value)
+    try:
+        write(args.results, {"score": 0, "output": "The grading did not come to its end.", "tests": []})
+    except OSError as error:
+        run.remove()
+        raise WrongUsage(f"--results: cannot write {args.results!r}: {error.strerror}") from None
+    return run
+
+
+def main(argv=None):
+    try:
+        args = parse_arguments(argv)
+        run = prepared(args)
+    except WrongUsage as error:
+        print(f"grade.py: {error}", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    try:
+        run.run()
+    finally:
+        write(args.results, results(run))
+    return show(run)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def pytest_assertrepr_compare(config, op, left, right):
 
 
 def failure(item, excinfo):
-    """What the report of a failed test says (README of the format: lab/grade.py, results.json)."""
+    """What the report of a failed test says (what becomes of it: test_entry and report in lab/grade.py)."""
     steps = list(trace.steps)
     expected, got, kind = sides(item, excinfo)
     got = with_crash(got)
@@ -177,7 +177,7 @@ def failure(item, excinfo):
 
 
 def numbered(steps):
-    """(the steps in words, those that repeat the one before as one, and the number of the last that the test itself did; of the last, if it only waited)."""
+    """(the steps in words, those that repeat the one before as one; the number of the last that the test itself did, or of the last, if it only waited)."""
     words, times, at = [], [], 0
     for step in steps:
         if words and words[-1] == step.words():
@@ -186,14 +186,16 @@ def numbered(steps):
             words.append(step.words())
             times.append(1)
         at = len(words) if step.by_test else at
-    return [said + (f" ({count} times)" if count > 1 else "") for said, count in zip(words, times)], at if at and not words[at - 1].startswith("started") else len(words)
+    did = at and not words[at - 1].startswith("started")
+    return [said + (f" ({count} times)" if count > 1 else "") for said, count in zip(words, times)], at if did else len(words)
 
 
 def sides(item, excinfo):
     """(expected, got, kind): bytes, or words. `kind` is "response" or "request" for frames."""
     if compared and excinfo.errisinstance(AssertionError) and compared[3] == trace.clock and str(excinfo.value) and not judged_here(excinfo):
         return of_comparison(*compared[:3])
-    if trace.verdict and trace.verdict[3] == trace.clock and (not excinfo.errisinstance(AssertionError) or judged_here(excinfo) or last_statement(excinfo, "is_refused", "is_closed")):
+    by_harness = not excinfo.errisinstance(AssertionError) or judged_here(excinfo) or last_statement(excinfo, "is_refused", "is_closed")
+    if trace.verdict and trace.verdict[3] == trace.clock and by_harness:
         return trace.verdict[:3]
     if excinfo.errisinstance(AssertionError):
         secret = bool(HIDDEN) and str(item.path).startswith(HIDDEN)
@@ -264,28 +266,48 @@ def as_frames(frame, left, right):
         answer = Response.FromString(frame[8:])
     except Exception:  # no message
         return None
+    expected = instead_of_type(answer, left, right)
+    if expected is None and isinstance(left, bytes) and isinstance(right, bytes) and left == answer.chunk:
+        expected = framed(Response(chunk=right))
+    if expected is None and isinstance(left, list) and isinstance(right, list):
+        expected = instead_of_list(answer, left, right)
+    if expected is None:
+        changed = copied(answer)
+        expected = framed(changed) if replace(changed, left, right) else None
+    return None if expected is None else (expected, frame)
+
+
+def instead_of_type(answer, left, right):
+    """The frame, or its beginning in words, of the type `right` ("ok", "bad NOT_HELD") that was expected; None if `left` is no type."""
     kind = answer.WhichOneof("type")
-    if kind and isinstance(left, str) and left.split()[0] == kind and isinstance(right, str) and re.fullmatch(r"bad [A-Z_]+", right):
-        return framed(Response(bad=Response.Bad(code=right[4:], reason=answer.bad.reason or "why"))), frame
-    if kind and isinstance(left, str) and left.split()[:1] == [kind] and right in WORDS:
-        return (framed(Response(ok=Response.Ok())) if right == "ok" else f"{WORDS[right]}: the message begins with {FIRST_BYTES[right]}"), frame
-    if isinstance(left, bytes) and isinstance(right, bytes) and left == answer.chunk:
-        return framed(Response(chunk=right)), frame
-    if isinstance(left, list) and isinstance(right, list):
-        expected = Response()
-        expected.CopyFrom(answer)
-        if left == list(answer.chunks_query.chunk_ids) and all(isinstance(value, int) for value in right):
-            expected.chunks_query.SetInParent()
-            expected.chunks_query.chunk_ids[:] = right
-            return framed(expected), frame
-        if set(left) <= set(answer.peer_list.addresses) and all(isinstance(value, str) and ":" in value for value in right):
-            expected.peer_list.SetInParent()
-            kept = [address for address in answer.peer_list.addresses if address in right or address not in left]
-            expected.peer_list.addresses[:] = list(dict.fromkeys(kept)) + [address for address in right if address not in kept]
-            return framed(expected), frame
-    expected = Response()
-    expected.CopyFrom(answer)
-    return (framed(expected), frame) if replace(expected, left, right) else None
+    if not kind or not isinstance(left, str) or left.split()[:1] != [kind] or not isinstance(right, str):
+        return None
+    if re.fullmatch(r"bad [A-Z_]+", right):
+        return framed(Response(bad=Response.Bad(code=right[4:], reason=answer.bad.reason or "why")))
+    if right == "ok":
+        return framed(Response(ok=Response.Ok()))
+    return f"{WORDS[right]}: the message begins with {FIRST_BYTES[right]}" if right in WORDS else None
+
+
+def instead_of_list(answer, left, right):
+    """The answer's frame with the list `right` of chunk ids or of addresses in place of `left`; None if `left` is none of it."""
+    expected = copied(answer)
+    if left == list(answer.chunks_query.chunk_ids) and all(isinstance(value, int) for value in right):
+        expected.chunks_query.SetInParent()
+        expected.chunks_query.chunk_ids[:] = right
+        return framed(expected)
+    if set(left) <= set(answer.peer_list.addresses) and all(isinstance(value, str) and ":" in value for value in right):
+        expected.peer_list.SetInParent()
+        kept = [address for address in answer.peer_list.addresses if address in right or address not in left]
+        expected.peer_list.addresses[:] = list(dict.fromkeys(kept)) + [address for address in right if address not in kept]
+        return framed(expected)
+    return None
+
+
+def copied(message):
+    other = type(message)()
+    other.CopyFrom(message)
+    return other
 
 
 FIRST_BYTES = {"bad": "12", "peer_list": "1a", "chunks_query": "22", "chunk": "2a"}
