@@ -29,7 +29,8 @@ What it does not do: a submission runs with your rights. It can read what you ca
 this program by its number. Grade strangers' code in a container or as another user
 (TRACKER='setpriv --reuid=student --regid=student --clear-groups ...'; lab/INSTRUCTOR.md).
 
-Exit code: 0 all passed, 1 something failed, 2 wrong usage. Reading order: usage - the run - points - the report; then tests/verdict.py, the workers' side.
+Exit code: 0 all passed, 1 something failed, 2 wrong usage.
+Reading order: usage - the run - points - the report; then tests/verdict.py, the workers' side.
 """
 
 import argparse

@@ -245,12 +245,13 @@ def test_programs_that_start_processes_without_end_are_stopped(submission, tmp_p
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="who its parent's parent is a program finds out on Linux only")
-@pytest.mark.parametrize("above, code", [(1, 1), (2, 1), (3, -9)], ids=["the_worker", "the_process_that_forks_workers", "the_grader"])
-def test_a_grader_of_which_a_process_is_killed_leaves_a_verdict_of_no_points(submission, tmp_path, above, code):
+@pytest.mark.parametrize("above, codes", [(1, {1}), (2, {1, -9}), (3, {-9})], ids=["the_worker", "the_process_that_forks_workers", "the_grader"])
+def test_a_grader_of_which_a_process_is_killed_leaves_a_verdict_of_no_points(submission, tmp_path, above, codes):
+    """When the process that forks workers is gone, the grader is the second above the next program, and is killed as well."""
     program = (f"import os, signal\npid = os.getpid()\nfor _ in range({above}):\n"
                "    pid = int(open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()[1])\nos.kill(pid, signal.SIGKILL)\n")
     graded = Graded(tmp_path, "--dir", submission({"tracker.py": program, "peer.py": program}), "--stage", 3, "-k", "list_of_no_peers or everyone")
-    assert graded.code == code
+    assert graded.code in codes
     assert graded.content()["score"] == 0
 
 
