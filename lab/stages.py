@@ -35,7 +35,7 @@ STAGES = [
         "peer.Server.make_room", "peer.Contacts.ban", "peer.disk_error"]),
 ]
 
-GIVEN = {"peer.Picker.complete", "peer.Picker.useful"}  # begin and the progress line ask these from stage 2 on
+GIVEN = {"peer.Picker.complete", "peer.Picker.useful", "peer.Picker.news_due"}  # begin, the progress line and hear call these before stage 6
 
 
 def test_files(stage, root=pathlib.Path(__file__).parent.parent):
