@@ -469,7 +469,7 @@ def check_files(leechers, tmp_path):
 def test_the_swarm_finishes_without_a_tracker_that_died_after_the_first_peer_list(tracker, swarm_of_two, tmp_path, gate):
     _, leechers = swarm_of_two
     tracker.answers.clear()  # from now on it closes at every request
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 3)  # so both have found that out
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # so both have found that out: each pauses after a failure
     tracker.stop()
     gate.set()
     check_files(leechers, tmp_path)
