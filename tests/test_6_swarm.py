@@ -120,8 +120,11 @@ def test_a_leecher_fetches_from_three_neighbors_at_the_same_time(tracker, neighb
 
 @pytest.mark.spec("SW-1")
 def test_the_rarest_chunk_is_asked_for_first(tracker, neighbor, run_peer, out, gate):
-    """All chunks but 6 are held by three, chunk 2 by two, chunk 6 by one neighbor: that one is asked for 6, then for 2."""
-    others = [neighbor([0, 1, 3, 4, 5, 7, 8]), neighbor([0, 1, 2, 3, 4, 5, 7, 8])]
+    """One neighbor alone holds chunk 6, it and a busy one hold 2, 3 and 4, all three the rest: it is asked for 6, then for one of the three.
+
+    At any time one of these may be under way at the busy one.
+    """
+    others = [neighbor([0, 1, 5, 7, 8]), neighbor([0, 1, 2, 3, 4, 5, 7, 8])]
     rich = neighbor()
     for fake in others:
         fake.answers["fetch_chunk"] = busy_until(gate, fake)
@@ -134,7 +137,9 @@ def test_the_rarest_chunk_is_asked_for_first(tracker, neighbor, run_peer, out, g
     rich.answers["chunks_query"] = when_the_others_lists_are_known
     run_peer(tracker.port, out, ["--leave"]).ends_with(0)
     assert out.read_bytes() == DATA
-    assert rich.fetched()[:2] == [6 * CHUNK, 2 * CHUNK]
+    first, second = rich.fetched()[:2]
+    assert first == 6 * CHUNK
+    assert second in (2 * CHUNK, 3 * CHUNK, 4 * CHUNK)
 
 
 @pytest.mark.spec("SW-1")
