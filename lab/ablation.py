@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What each rule of the swarm is worth: real swarms with one rule taken out at a time, beside the simulator's prediction.
 
-    make ablation                        16 leechers, every rule, three runs each: about 12 minutes; QUICK=1: one run of 8 leechers, about 3
+    make ablation                        16 leechers, every rule, three runs each: about 12 minutes; QUICK=1: one run of 8 leechers, about 2
     python lab/ablation.py --rule busy   one rule and none
 
 A rule is taken out of peer.py by the very lines that take it out of the simulator (RULES in
