@@ -1107,8 +1107,10 @@ class Picker:
     def choose(self, neighbor, now):
         """The chunk to ask of this neighbor next, noted as under way; None if there is none."""
         wanted = self.wanted(neighbor)
+        if not wanted:
+            return None
         index = rarest_first(wanted & ~self.asked, self.levels, self.count, self.rng)
-        if index is None and wanted:
+        if index is None:
             index = self.late(neighbor, wanted, now)
         if index is not None:
             self.under_way.setdefault(index, {})[neighbor] = now

@@ -114,7 +114,7 @@ class Simulation:
 
     def __init__(self, leechers, chunks, tau=TAU, slow=0.0, seeder=1.0, seed=1):
         self.rng = random.Random(seed)
-        self.now, self.clock, self.ticket = 0.0, [], itertools.count()
+        self.now, self.clock, self.tickets = 0.0, [], itertools.count()
         self.chunks, self.tau = chunks, tau
         rates = [seeder / tau] + [1 / tau] * leechers
         if slow:
@@ -134,7 +134,7 @@ class Simulation:
         return [self.members[number] for number in drawn if number != asker.number]
 
     def after(self, seconds, action, *args):
-        heapq.heappush(self.clock, (self.now + seconds, next(self.ticket), action, args))
+        heapq.heappush(self.clock, (self.now + seconds, next(self.tickets), action, args))
 
     def run(self):
         clock, pop = self.clock, heapq.heappop
@@ -145,12 +145,12 @@ class Simulation:
 
     def step(self, lane):
         """One turn of the loop in Peer.fetch_from: hear, choose, fetch or rest."""
-        picker, other = lane.asker.picker, lane.other
         if lane.asker.complete_at is not None:
             return
-        if picker.news_due(other.number, lane.known, lane.heard_at, self.now):
+        picker, number = lane.asker.picker, lane.other.number
+        if picker.news_due(number, lane.known, lane.heard_at, self.now):
             self.hear(lane)
-        index = picker.choose(other.number, self.now)
+        index = picker.choose(number, self.now)
         if index is None:
             lane.heard_at = float("-inf")
             self.rest(lane, peer.NOTHING)
