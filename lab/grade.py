@@ -90,7 +90,7 @@ def parse_arguments(argv):
     parser.add_argument("--hidden", metavar="FOLDER", help="further tests, test_N_*.py, of which no source is shown")
     parser.add_argument("--results", metavar="FILE", default="results.json", help="where to write, in Gradescope's format (default: %(default)s)")
     parser.add_argument("--limit", metavar="S", type=float, default=LIMIT, help="end the run after so many seconds (default: %(default)s)")
-    parser.add_argument("--first", action="store_true", help="end with the first failure")
+    parser.add_argument("--first", action="store_true", help="end with the first failure; slow tests are run too")
     parser.add_argument("--workers", metavar="N", type=int, default=WORKERS, help="tests at a time (default: %(default)s)")
     return parser.parse_args(argv)
 
@@ -564,7 +564,7 @@ def show(run):
 
 def prepared(args):
     """The Run that the arguments ask for, with a results.json of no points written; WrongUsage."""
-    run = Run(commands(args), stages(args), args.k, hidden_tests(args.hidden), args.limit, slow=args.stage is None,
+    run = Run(commands(args), stages(args), args.k, hidden_tests(args.hidden), args.limit, slow=args.stage is None or args.first,
               ours=not (args.dir or args.tracker), first=args.first, workers=args.workers)
     given = [("DIR", args.dir), ("TRACKER", args.tracker), ("PEER", args.peer)]
     run.target = "".join(f" {name}={shlex.quote(value)}" for name, value in given if value)

@@ -465,6 +465,7 @@ def check_files(leechers, tmp_path):
 
 @pytest.mark.fault(23)
 @pytest.mark.spec("SW-4")
+@pytest.mark.slow  # three peer lists, one a second, pass before the tracker dies, and more of them afterwards
 @pytest.mark.takes(4)
 def test_the_swarm_finishes_without_a_tracker_that_died_after_the_first_peer_list(tracker, swarm_of_two, tmp_path, gate):
     _, leechers = swarm_of_two

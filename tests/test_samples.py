@@ -45,7 +45,7 @@ def marks_on_the_page():
 def test_the_page_has_the_stages_of_the_index_and_nothing_that_is_not_there():
     rows = re.findall(r"^\| (\d) ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE.text, re.M)
     index = re.findall(r"^\| (\d) \| \[([^\]]+)\]\([^)]+\) \| ([^|]+) \| ([^|]+) \|$", note("lab/README.md").text, re.M)
-    assert rows == index and [row[2] for row in rows] == [estimate(page) for page in NOTES] and len(rows) == len(STAGES)
+    assert rows == index[:len(STAGES)] and [row[2] for row in rows] == [estimate(page) for page in NOTES] and len(rows) == len(STAGES)
     assert not clause_errors(PAGE) + link_errors(PAGE)
 
 
