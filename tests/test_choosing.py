@@ -4,6 +4,7 @@ The only tests that import peer.py and tracker.py; all others speak with them ov
 random here has a seed, and what needs a clock has one that the test sets.
 """
 
+import queue
 import random
 import socket
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 import peer
 import tracker
-from harness import content_id, describe, framed, some_bytes
+from harness import SECONDS, content_id, describe, eventually, framed, some_bytes
 from messages_pb2 import File, Request, Response
 
 
@@ -582,22 +583,27 @@ def test_a_caller_that_is_slower_than_the_rate_never_waits(limited):
         assert clock.now == before
 
 
-def test_an_upload_that_began_first_is_sent_first_at_the_full_rate():
-    """Two threads take all they can: the older one is done before the other has had more than its start."""
-    uploads, order = peer.Uploads(100_000), []
-    uploads.take(1, 5000)  # so that both find the rate taken, and wait
+def test_of_the_uploads_that_wait_for_the_rate_the_oldest_goes_first():
+    """Three threads wait; each time the rate allows for one of them, it is the one that began first."""
+    uploads, went = peer.Uploads(1), queue.Queue()  # a byte per second: nobody gets on before the test lets time pass
 
     def send(ticket):
-        for _ in range(5):
-            uploads.take(ticket, 1000)
-            order.append(ticket)
+        uploads.take(ticket, 1000)
+        went.put(ticket)
 
-    younger, older = (threading.Thread(target=send, args=(ticket,)) for ticket in (9, 2))
-    younger.start()
-    older.start()
-    for thread in (younger, older):
-        thread.join(10)
-    assert order == 5 * [2] + 5 * [9]
+    threads = [threading.Thread(target=send, args=(ticket,)) for ticket in (9, 2, 5)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(uploads.waiting) == 3)
+    order = []
+    for _ in threads:
+        with uploads.changed:
+            uploads.free_at -= 1000
+            uploads.changed.notify_all()
+        order.append(went.get(timeout=SECONDS))
+    for thread in threads:
+        thread.join()
+    assert order == [2, 5, 9]
 
 
 def test_without_a_limit_nobody_waits_for_the_rate(limited):
