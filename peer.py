@@ -1010,7 +1010,7 @@ def any_of(bits, count, rng):
     """One index of a bitfield: the first at or after a place drawn at random; None of an empty one."""
     if not bits:
         return None
-    start = rng.randrange(count)
+    start = int(rng.random() * count)
     after = bits >> start
     if after:
         return start + (after & -after).bit_length() - 1
@@ -1037,7 +1037,7 @@ def pause(outcome, idle, beat, rng):
     """
     if outcome == BUSY:
         return beat * rng.uniform(*BUSY_BEATS)
-    return beat * min(IDLE_BEATS[0] * 2 ** min(idle, 10), IDLE_BEATS[1]) * rng.uniform(0.75, 1.25)
+    return beat * min(IDLE_BEATS[0] * 2 ** min(idle, 10), IDLE_BEATS[1]) * (0.75 + rng.random() / 2)
 
 
 class Picker:
@@ -1049,17 +1049,18 @@ class Picker:
 
     def __init__(self, count, held=0, rng=None):
         self.count = count
+        self.all = all_of(count)         # what there is
         self.held = held                 # chunks of our own
         self.asked = 0                   # chunks for which an exchange is under way
         self.under_way = {}              # index -> {neighbor: when it was asked}
         self.holds = {}                  # neighbor -> what it has listed
-        self.levels = [all_of(count)]    # levels[k]: chunks that exactly k neighbors hold
+        self.levels = [self.all]         # levels[k]: chunks that exactly k neighbors hold; our own stay where they were
         self.typical = 0.0               # seconds that an exchange takes, a moving average
         self.beat = BEAT_SECONDS[0]      # the same within bounds: seconds in which something new can be expected
         self.rng = rng or random.Random()
 
     def complete(self):
-        return self.held == all_of(self.count)
+        return self.held == self.all
 
     def wanted(self, neighbor):
         """What this neighbor has and we have not."""
@@ -1071,8 +1072,10 @@ class Picker:
 
     def add(self, neighbor, bits):
         """The neighbor holds these chunks too; how many of them are news."""
-        left = news = bits & ~self.holds.get(neighbor, 0)
-        self.holds[neighbor] = self.holds.get(neighbor, 0) | bits
+        listed = self.holds.get(neighbor, 0)
+        news = bits & ~listed
+        self.holds[neighbor] = listed | bits
+        left = news & ~self.held  # how rare a chunk of our own is does not matter
         k = 0
         while left:
             moved = self.levels[k] & left
@@ -1101,7 +1104,7 @@ class Picker:
 
     def news_due(self, neighbor, known, heard_at, now):
         """Whether to ask this neighbor what it has: `known` ids were heard, at `heard_at`; not if that is all there can be [CQ-3]."""
-        everything = known and self.holds.get(neighbor) == all_of(self.count)
+        everything = known and self.holds.get(neighbor) == self.all
         return not everything and now - heard_at >= self.beat
 
     def choose(self, neighbor, now):

@@ -162,10 +162,11 @@ class Simulation:
         self.counts["news"] += 1
         lane.heard_at = self.now
         lane.idle += 1
-        ids = lane.other.order[lane.known:]
-        if ids:
-            lane.known += len(ids)
-            lane.idle = 0 if lane.asker.picker.add(lane.other.number, peer.bits_of(ids)) else lane.idle
+        order = lane.other.order
+        if len(order) > lane.known:
+            news = peer.bits_of(order[lane.known:])
+            lane.known = len(order)
+            lane.idle = 0 if lane.asker.picker.add(lane.other.number, news) else lane.idle
 
     def rest(self, lane, outcome):
         picker = lane.asker.picker
