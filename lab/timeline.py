@@ -35,6 +35,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import svg  # noqa: E402  (after the path)
 
+LATEST = 1e11         # seconds, a few thousand years: no clock shows more
 SAME_CLOCK = 1.0      # seconds by which wall time less `t` may differ between files of one machine
 SLACK = 2.0           # seconds by which a `sent` may be noted before or after the `fetched` that it led to
 MANY = 4000           # transfers: with more, rates are drawn and not bars
@@ -101,6 +102,31 @@ class Lane:
 # Reading.
 
 
+def seconds_in(value):
+    """A time as a float; ValueError for one that no clock shows, which would make the rest of the picture a point."""
+    if not abs(float(value)) <= LATEST:
+        raise ValueError
+    return float(value)
+
+
+def duration_in(value):
+    if not 0 <= float(value) <= LATEST:
+        raise ValueError
+    return float(value)
+
+
+def bytes_in(value):
+    """A number of bytes, or a chunk's id."""
+    if not 0 <= int(value) < 2**63:
+        raise ValueError
+    return int(value)
+
+
+def text_in(value):
+    """A text that a terminal and an SVG file can hold."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(value))
+
+
 def events_of(path):
     """(events, number of lines that are none) of a file. The last line may be cut off: its writer may still be writing."""
     events, unreadable = [], 0
@@ -109,42 +135,42 @@ def events_of(path):
             for line in file:
                 try:
                     event = json.loads(line)
-                    float(event["t"]), str(event["event"])
-                except (ValueError, TypeError, KeyError):
+                    seconds_in(event["t"]), str(event["event"])
+                except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                     unreadable += line.endswith(b"\n")
                 else:
                     yield event
     except OSError as error:
-        raise Failure(f"cannot read {path}: {error.strerror}; expected the file that a peer wrote with --events") from None
+        raise Failure(f"cannot read {text_in(path)}: {error.strerror}; expected the file that a peer wrote with --events") from None
     if unreadable:
-        print(f"{path}: left out {unreadable} line{'s' * (unreadable != 1)} that {'are' if unreadable != 1 else 'is'} no event", file=sys.stderr)
+        print(f"{text_in(path)}: left out {unreadable} line{'s' * (unreadable != 1)} that {'are' if unreadable != 1 else 'is'} no event", file=sys.stderr)
 
 
 def take(lane, event, same, tracker):
-    """Add an event to a lane. KeyError, TypeError, ValueError for one that is not as SPEC CL-15 has it."""
-    kind, t = event["event"], float(event["t"])
+    """Add an event to a lane. KeyError, TypeError, ValueError, OverflowError for one that is not as SPEC CL-15 has it."""
+    kind, t = event["event"], seconds_in(event["t"])
     if kind == "fetched":
-        lane.fetched.append((t, float(event["seconds"]), same(int(event["chunk"])), same(int(event["bytes"])), same(str(event["of"]))))
+        lane.fetched.append((t, duration_in(event["seconds"]), same(bytes_in(event["chunk"])), same(bytes_in(event["bytes"])), same(text_in(event["of"]))))
     elif kind == "sent":
         seconds = event.get("seconds")
-        lane.sent.append(Sent(t, None if seconds is None else float(seconds), same(int(event["chunk"])), same(int(event["bytes"])), same(str(event["to"]))))
+        lane.sent.append(Sent(t, None if seconds is None else duration_in(seconds), same(bytes_in(event["chunk"])), same(bytes_in(event["bytes"])), same(text_in(event["to"]))))
     elif kind == "start":
-        lane.starts.append((t, float(event["wall"])))
-        lane.limit = event.get("upload_limit") or lane.limit
+        lane.starts.append((t, seconds_in(event["wall"])))
+        lane.limit = bytes_in(event.get("upload_limit") or 0) or lane.limit
         if "out" in event:
             lane.port = int(event["port"])
     elif kind == "joined" and "peer" in event:
-        tracker.append(str(event["peer"]))
+        tracker.append(text_in(event["peer"]))
     elif kind == "joined":
         lane.joined.append(t)
         if event.get("listening"):
-            lane.listening.add(str(event["listening"]))
+            lane.listening.add(text_in(event["listening"]))
         elif tracker:  # the tracker's own seeder: the peer that joined last before it was told so
             lane.listening.add(tracker[-1])
     elif kind == "complete":
-        lane.complete, lane.size = t, int(event["bytes"])
+        lane.complete, lane.size = t, bytes_in(event["bytes"])
     elif kind == "neighbor_dropped" and event.get("reason"):
-        lane.dropped.append((t, str(event["neighbor"]), str(event["reason"])))
+        lane.dropped.append((t, text_in(event["neighbor"]), text_in(event["reason"])))
 
 
 def read_lane(path, name):
@@ -156,15 +182,15 @@ def read_lane(path, name):
             lane.fetched, lane.sent, lane.dropped, lane.complete = [], [], [], None
         try:
             take(lane, event, lambda value: seen.setdefault(value, value), tracker)
-        except (KeyError, TypeError, ValueError):
-            print(f"{path}: left out a {event['event']} that is not as lab/SPEC.md has it", file=sys.stderr)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            print(f"{text_in(path)}: left out a {text_in(event['event'])} that is not as lab/SPEC.md has it", file=sys.stderr)
     return lane
 
 
 def names_of(paths):
     """A short name for each file: its own, or its whole path where two would have the same."""
-    short = [os.path.splitext(os.path.basename(path))[0] for path in paths]
-    return [path if short.count(name) > 1 else name for path, name in zip(paths, short)]
+    short = [text_in(os.path.splitext(os.path.basename(path))[0]) for path in paths]
+    return [text_in(path) if short.count(name) > 1 else name for path, name in zip(paths, short)]
 
 
 def natural(name):
@@ -199,7 +225,7 @@ def shift_clocks(lanes):
 
 def port_of(address):
     port = address.rpartition(":")[2]
-    return int(port) if port.isdigit() else None
+    return int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else None
 
 
 def lane_of(address, lanes):
@@ -736,12 +762,12 @@ def main(argv=None):
         run = read_run(args.events)
         print("\n".join(summary(run)))
         draw(run).save(args.out)
-        print(f"\nwrote {args.out}")
+        print(f"\nwrote {text_in(args.out)}")
     except Failure as failure:
         print(f"timeline.py: {failure}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"timeline.py: cannot write {error.filename or 'stdout'}: {error.strerror}", file=sys.stderr)
+        print(f"timeline.py: cannot write {text_in(error.filename or 'stdout')}: {error.strerror}", file=sys.stderr)
         return 2
     return 0
 

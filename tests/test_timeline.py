@@ -166,6 +166,28 @@ def test_a_line_that_is_cut_off_and_lines_that_are_no_events_are_left_out(write,
     assert "left out 2 lines that are no event" in (said := capsys.readouterr().err) and "left out a fetched" in said
 
 
+@pytest.mark.parametrize("event", [
+    start(1e308, 5001), {**start(1, 5001), "upload_limit": "fast"}, {**start(1, 5001), "wall": float("nan")}, fetched(103, 0, 5000, 1e308), fetched(103, 0, 5000, -1.0),
+    fetched(103, 0, 5000, 1.0, size=-10), fetched(103, 2**64, 5000, 1.0), fetched(103, float("inf"), 5000, 1.0), sent(103, 0, 41002, seconds=float("inf")), complete(103, size=10**300)])
+def test_an_event_with_a_number_that_no_peer_writes_is_left_out(write, capsys, event):
+    expected = text_of(timeline.read_run(write(WRITTEN)))
+    assert text_of(timeline.read_run(write({**WRITTEN, "a": [*A, event]}))) == expected
+    assert "left out" in capsys.readouterr().err
+
+
+def test_a_line_that_is_too_deep_for_a_parser_is_no_event(write, capsys):
+    paths = write(WRITTEN)
+    with open(paths[2], "a") as file:
+        file.write("[" * 100_000 + "\n")
+    assert timeline.read_run(paths) and "left out 1 line that is no event" in capsys.readouterr().err
+
+
+def test_texts_that_no_terminal_and_no_picture_can_hold_are_replaced(write, tmp_path):
+    run = timeline.read_run(write({"a": [*A, {**fetched(104, 20, 0, 1.0), "of": "\ud800\x1b[2J:\u00b2"}]}))
+    timeline.draw(run).save(tmp_path / "x.svg")
+    assert "\ufffd\ufffd[2J:\u00b2" in (tmp_path / "x.svg").read_text() and "\x1b" not in text_of(run)
+
+
 def test_who_was_never_complete_is_said_to_be_so_and_why(write):
     stuck = B[:3] + [{"t": 103.5, "event": "neighbor_dropped", "neighbor": "127.0.0.1:5000", "banned": False, "reason": "closed"}]
     text = text_of(timeline.read_run(write({**WRITTEN, "b": stuck})))
