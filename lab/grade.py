@@ -152,10 +152,18 @@ def hidden_tests(folder):
     """The files of hidden tests; WrongUsage if there are none."""
     if not folder:
         return []
-    found = sorted(pathlib.Path(folder).glob("test_[0-7]_*.py"))
+    found = sorted(pathlib.Path(folder).glob("test_[0-7]_*.py")) if os.path.isdir(folder) else []
     if not found:
         raise WrongUsage(f"--hidden: expected a folder with tests that are named test_N_*.py, N from 0 to 7, got {folder!r}")
     return found
+
+
+def check_results(path):
+    """WrongUsage if another file than a regular one would be replaced: as root even /dev/null would be."""
+    if not os.path.basename(path) or os.path.lexists(path) and not os.path.isfile(path):
+        raise WrongUsage(f"--results: cannot write {path!r}: expected the name of a regular file, there or not there yet")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise WrongUsage(f"--results: cannot write {path!r}: expected a folder that is there")
 
 
 # The run.
@@ -243,6 +251,8 @@ class Run:
                 self.follow()
                 self.without_tests()
         finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # a second one must not leave anything behind
             processes.end_all([self.collector.pid] if self.collector else [])
             self.remove()
 
@@ -455,8 +465,11 @@ def test_entry(test, run):
 
 
 def write(path, content):
-    """Put a whole results.json in the place of what was there."""
+    """Put a whole results.json in the place of what was there; a link, which a submission may have made, is not followed."""
     path = os.path.abspath(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)  # a submission may have taken its own folder away, or put one in this place
+    if os.path.isdir(path) and not os.path.islink(path):
+        os.rename(path, tempfile.mkdtemp(dir=os.path.dirname(path), prefix=".not-results-"))
     with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), prefix=".results-", delete=False) as file:
         json.dump(content, file, indent=1)
     os.chmod(file.name, 0o644)
@@ -558,12 +571,15 @@ def show(run):
         print(report(test, run), end="\n\n")
     for test in failed[REPORTS:]:
         print(f"{heading(test)}  SPEC {', '.join(test['clauses'])}  again: {again(test, run)}")
-    print("\n".join(notes(run) + summary(run)))
+    print("\n".join(notes(run) + summary(run)), flush=True)
     return 1 if failed or run.broken or run.stopped else 0
 
 
 def prepared(args):
     """The Run that the arguments ask for, with a results.json of no points written; WrongUsage."""
+    check_results(args.results)
+    if not 0 < args.limit < 1e6:
+        raise WrongUsage(f"--limit: expected a number of seconds above 0, got {args.limit:g}")
     run = Run(commands(args), stages(args), args.k, hidden_tests(args.hidden), args.limit, slow=args.stage is None or args.first,
               ours=not (args.dir or args.tracker), first=args.first, workers=args.workers)
     given = [("DIR", args.dir), ("TRACKER", args.tracker), ("PEER", args.peer)]
@@ -573,17 +589,21 @@ def prepared(args):
     except OSError as error:
         run.remove()
         raise WrongUsage(f"--results: cannot write {args.results!r}: {error.strerror}") from None
+    except BaseException:
+        run.remove()
+        raise
     return run
 
 
 def main(argv=None):
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))
     try:
         args = parse_arguments(argv)
         run = prepared(args)
     except WrongUsage as error:
         print(f"grade.py: {error}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     try:
         run.run()
     finally:
@@ -594,6 +614,8 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except BrokenPipeError:  # whoever read the report has gone; results.json is written
+    except OSError as error:  # whoever read the report has gone, or there is no room for it; results.json is written
+        if not isinstance(error, BrokenPipeError):
+            print(f"grade.py: {error.strerror}: {error.filename or 'stdout'}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)

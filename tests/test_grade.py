@@ -5,6 +5,8 @@ import os
 import pathlib
 import re
 import shutil
+import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ import pytest
 
 import processes
 import starter
-from harness import ROOT, active_proof, chunks_query, describe, framed, join, peer_list
+from harness import ROOT, Program, active_proof, chunks_query, describe, eventually, framed, join, peer_list
 from messages_pb2 import Response
 from mistakes import BY_CLAUSE, LIKELY, Facts, likely, mended
 
@@ -236,6 +238,44 @@ def test_a_hostile_program_gets_a_verdict_and_everything_that_it_started_is_ende
     assert len(graded.out) < 200_000 and graded.results.stat().st_size < 2_000_000
 
 
+AWAY = '''
+import os, shutil, signal, sys
+here = os.getcwd()
+print("\\x1b[2J\\x1b]0;x\\x07", '{"score": 100, "tests": []}', flush=True)
+os.write(1, bytes(range(128, 256)) * 50)
+shutil.rmtree(here, ignore_errors=True)
+os.makedirs(os.path.join(here, "results.json", "x"), exist_ok=True)
+kept = []
+try:
+    while len(kept) < 100_000:
+        kept.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+os.killpg(0, signal.SIGKILL)
+'''
+
+
+def test_a_program_that_takes_away_its_folder_and_the_place_of_the_results_gets_a_verdict(submission, tmp_path):
+    folder = submission({"tracker.py": AWAY, "peer.py": AWAY})
+    graded = Graded(folder, "--dir", folder, "--stage", 3, "--limit", 15)
+    assert graded.code == 1 and graded.seconds < 40 and graded.content()["score"] == 0, graded.err
+    assert "Traceback" not in graded.err and "\x1b" not in graded.out
+    assert all("\x1b" not in entry.get("output", "") for entry in graded.content()["tests"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what leaves its session and its parent is found on Linux only")
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_the_grading_without_a_traceback_and_leaves_nothing(tmp_path, ending, number, code):
+    command = [sys.executable, "lab/grade.py", "--stage", "0", "--results", str(tmp_path / "results.json")]
+    (tmp_path / "tmp").mkdir()
+    program = ending(Program(command, env={**os.environ, "TMPDIR": str(tmp_path / "tmp")}))
+    started = eventually(lambda: len(found := [pid for pid, _, _ in processes.descendants(program.pid)]) > 2 and found, what="tests under way")
+    program.signal(number)
+    program.ends_with(code)
+    assert json.loads((tmp_path / "results.json").read_text())["score"] == 0 and os.listdir(tmp_path / "tmp") == []
+    assert not [pid for pid in started if os.path.exists(f"/proc/{pid}")]
+
+
 def test_programs_that_start_processes_without_end_are_stopped(submission, tmp_path):
     mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     program = f"import subprocess, sys\nwhile True:\n    subprocess.Popen(['sleep', '1000.{mark[-6:]}'])\n"
@@ -281,7 +321,9 @@ def test_a_grader_of_which_a_process_is_killed_leaves_a_verdict_of_no_points(sub
     (["--stage", "2", "-k", "two words"], "with and, or and not between them, got 'two words'"),
     (["--stage", "2", "-k", "no_such"], "no test of stage 2 has 'no_such'"),
     (["--hidden", "lab"], "expected a folder with tests"),
+    (["--hidden", "x" * 5000], "expected a folder with tests"),
     (["--limit", "x"], "invalid float"),
+    (["--limit", "nan"], "expected a number of seconds above 0, got nan"),
     (["--colour"], "unrecognized"),
 ])
 def test_wrong_usage_is_told_in_one_line(tmp_path, arguments, said):
@@ -292,6 +334,17 @@ def test_wrong_usage_is_told_in_one_line(tmp_path, arguments, said):
 def test_a_results_file_that_cannot_be_written_is_told_in_one_line(tmp_path):
     process = subprocess.run([sys.executable, ROOT / "lab" / "grade.py", "--results", tmp_path / "no" / "results.json"], capture_output=True, text=True)
     assert process.returncode == 2 and process.stderr.count("\n") == 1 and "cannot write" in process.stderr
+
+
+@pytest.mark.parametrize("path", ["", ".", "folder", "fifo", "link"])
+def test_no_results_are_written_in_the_place_of_what_is_no_file(tmp_path, path):
+    os.mkfifo(tmp_path / "fifo")  # stands for /dev/null too, which a failing test must not replace
+    os.symlink("fifo", tmp_path / "link")
+    os.mkdir(tmp_path / "folder")
+    before = sorted(os.listdir(tmp_path))
+    process = subprocess.run([sys.executable, ROOT / "lab" / "grade.py", "--stage", "0", "--results", path], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 2 and process.stderr.count("\n") == 1 and "cannot write" in process.stderr
+    assert sorted(os.listdir(tmp_path)) == before and stat.S_ISFIFO(os.stat(tmp_path / "link").st_mode)
 
 
 # Mistakes.
