@@ -34,6 +34,7 @@ Reading order: bounds - processes - the swarm - one run - several runs - table, 
 import argparse
 import contextlib
 import csv
+import ctypes
 import hashlib
 import json
 import math
@@ -134,6 +135,16 @@ def eventually(condition, seconds, what, pause=LOOK_SECONDS):
         nap(pause)
 
 
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+
+
+def end_with_us():
+    """Run in a new process before its program: it is killed when this one ends, even by SIGKILL. A peer that is stopped would stay for ever (Linux)."""
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 class Process:
     """A tracker or a peer with its --events file, which is read as it grows."""
 
@@ -149,7 +160,7 @@ class Process:
         self.neighbors = set()
         command = [sys.executable, *command, "--quiet", "--events", self.path]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors,
-                                        start_new_session=True)  # or Ctrl-C would reach it too
+                                        start_new_session=True, preexec_fn=end_with_us)  # a session, or Ctrl-C would reach it too
 
     def read(self):
         """Take in what was written since the last time; Failure if the process has ended."""

@@ -163,6 +163,13 @@ def children_of(pid):
     return {int(line.split()[0]): line for line in shown.splitlines() if ".py" in line}
 
 
+def has_not_ended(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="ps --ppid")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing_behind(tmp_path, ending, number):
@@ -173,3 +180,15 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path, ending, number):
     program.ends_with(130)
     assert os.listdir(tmp_path) == []
     assert not [pid for pid in started if os.path.exists(f"/proc/{pid}")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG")
+def test_no_peer_outlives_a_measurement_that_is_killed_not_even_one_that_is_stopped(tmp_path, ending):
+    command = [sys.executable, "lab/distribution.py", "--point", "2", "100", "--limit", "64K"]
+    program = ending(Program(command, env={**os.environ, "TMPDIR": str(tmp_path)}))
+    started = eventually(lambda: len(found := children_of(program.pid)) >= 2 and found, what="a tracker and a seeder")
+    for pid in started:
+        os.kill(pid, signal.SIGSTOP)
+    program.signal(signal.SIGKILL)
+    program.ends_with(-9)
+    eventually(lambda: not [pid for pid in started if has_not_ended(pid)], what="the end of all that it started")
