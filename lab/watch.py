@@ -1,0 +1,392 @@
+#!/usr/bin/env python3
+"""A live map of a swarm: a row for each peer, a column for each chunk. It watches and takes no part.
+
+    python lab/watch.py TRACKER:PORT           in the terminal, until Ctrl-C
+    python lab/watch.py TRACKER:PORT --web     in a browser too; it prints where
+    python lab/watch.py TRACKER:PORT --once    one map, when everybody has answered, and the end
+
+It speaks two requests of the five: Peer List with the tracker, Chunks Query with each peer, and asks
+only for what is new (CQ-3). It never joins, so nobody is told that it is there, and any
+implementation of lab/SPEC.md can be watched. Since it does not join it is not told what the file is,
+either: how long a chunk is, and how many there are, it concludes from the ids that peers list.
+
+Reading order: constants - what is known - asking - the map as text - the map as a page - main.
+
+Threads. `look` asks the tracker for the list; each peer that is listed has a thread (`follow`), so that a silent one
+holds up nobody; with --web, one that serves and one for each request. The main thread draws.
+Lock. Watch.lock guards what is known, and is not held while anything is asked or drawn.
+"""
+
+import argparse
+import collections
+import http.server
+import itertools
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from typing import NamedTuple
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import peer  # noqa: E402  (after the path)
+from messages_pb2 import Request, Response  # noqa: E402
+
+EVERY_SECONDS = 0.5       # between two questions to the same program
+ANSWER_SECONDS = 3.0      # silence after which a row says that there is no answer
+RATE_SECONDS = 3.0        # over which a rate is taken
+MAX_ROWS = 200            # peers that are asked, each with a thread; a longer list is cut, and the map says so
+MAX_WIDTH = 100           # characters of a map; a cell is several chunks where there are more
+PLAIN_SECONDS = 5.0       # between two maps where stdout is no terminal
+LOCAL = "127.0.0.1"       # the page is for this machine: what it shows is nobody else's business
+GLYPHS = "·░▒▓█", ".:+*#"    # of a cell nothing is held, up to a third, up to two, less than all, all; without UTF-8
+PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "watch.html")
+
+
+# What is known.
+
+
+class Row:
+    """One peer, as far as it has told."""
+
+    def __init__(self, address):
+        self.address = address
+        self.known = 0           # so many ids it has listed on this connection; used by its thread alone
+        self.held = set()        # chunk ids that it has listed
+        self.trouble = "not asked yet"
+        self.history = collections.deque(maxlen=int(RATE_SECONDS / 0.1))  # (when, how many it held): for the rate
+        self.listed = True
+
+    def rate(self, now):
+        """Chunks a second, over the last seconds."""
+        recent = [(at, count) for at, count in self.history if now - at <= RATE_SECONDS]
+        if len(recent) < 2:
+            return 0.0
+        return max(0, recent[-1][1] - recent[0][1]) / max(now - recent[0][0], 0.1)
+
+
+class Seen(NamedTuple):
+    """One peer at one moment."""
+
+    address: str
+    held: set      # chunk ids; never changed, a new set takes its place
+    rate: float    # chunks a second
+    trouble: str   # why it does not answer; "" if it does
+
+
+class Swarm(NamedTuple):
+    """Everything at one moment."""
+
+    peers: list        # Seen
+    ids: list          # of all chunks, as far as can be known
+    size: int          # bytes of a chunk; None with fewer than two ids
+    passed_over: int   # peers that are listed, but beyond MAX_ROWS
+    trouble: str       # why the tracker does not answer; "" if it does
+
+    def copies(self):
+        """Chunk id -> how many peers hold it."""
+        count = collections.Counter()
+        for one in self.peers:
+            count.update(one.held)
+        return count
+
+    def complete(self, one):
+        return bool(self.ids) and one.held.issuperset(self.ids)
+
+
+def chunk_ids(lists):
+    """(bytes of a chunk, ids of all chunks), from the ids that were listed; no size from fewer than two.
+
+    The smallest gap is the chunk size. If that made more chunks than a file can have, somebody lists what
+    is no chunk: then it is the gap that is most frequent, and what does not fit is left out.
+    """
+    ids = sorted(set().union(*lists))
+    gaps = [after - before for before, after in itertools.pairwise(ids)]
+    if not gaps:
+        return None, ids
+    size = min(gaps)
+    if ids[-1] // size >= peer.MAX_CHUNKS:
+        size = collections.Counter(gaps).most_common(1)[0][0]
+        ids = [chunk_id for chunk_id in ids if chunk_id % size == 0 and chunk_id // size < peer.MAX_CHUNKS] or [0]
+    return size, list(range(0, ids[-1] + 1, size))
+
+
+# Asking.
+
+
+class Watch:
+    """Everything that is known of one swarm, kept up to date by threads; SPEC PL-2, CQ-2 to CQ-4."""
+
+    def __init__(self, tracker, every=EVERY_SECONDS):
+        self.tracker, self.every = tracker, every
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)  # announces: something was answered, or was not
+        # guarded by lock:
+        self.rows = {}        # address -> Row
+        self.passed_over = 0  # listed, but beyond MAX_ROWS
+        self.trouble = None   # with the tracker; None: it was not asked yet; "": none
+
+    def ask(self, link, kind, make_request):
+        """What answers make_request(), whose type is `kind`; OSError, ProtocolError."""
+        answer = peer.parse(Response, link.ask(make_request, peer.MAX_ANSWER))
+        if answer.WhichOneof("type") != kind:
+            raise peer.ProtocolError(f"refused: {peer.show_name(answer.bad.reason)[:40]}" if answer.HasField("bad") else "answers something else")
+        return getattr(answer, kind)
+
+    def look(self):
+        """A thread: ask the tracker who is there, again and again."""
+        with peer.Link(self.tracker, ANSWER_SECONDS) as link:
+            while True:
+                try:
+                    self.listed(self.ask(link, "peer_list", lambda: Request(peer_list=Request.PeerList())).addresses)
+                except (OSError, peer.ProtocolError) as trouble:
+                    self.told(self, trouble)
+                    link.close()
+                time.sleep(self.every)
+
+    def listed(self, addresses):
+        """Take in a peer list: new peers get a row and a thread, and who is gone loses them."""
+        listed = {}
+        for text in addresses:
+            try:
+                listed[peer.format_address(peer.parse_ip_address(text))] = peer.parse_ip_address(text)
+            except ValueError:
+                continue  # what is no address is skipped [PL-4]
+        with self.changed:
+            for name in self.rows.keys() - listed.keys():
+                self.rows.pop(name).listed = False
+            new = [name for name in listed if name not in self.rows]
+            room = MAX_ROWS - len(self.rows)
+            for name in new[:room]:
+                self.rows[name] = Row(name)
+                threading.Thread(target=self.follow, args=(self.rows[name], listed[name]), daemon=True).start()
+            self.passed_over = len(new[room:])
+            self.trouble = ""
+            self.changed.notify_all()
+
+    def follow(self, row, address):
+        """A thread: ask one peer for its news, again and again, until it is listed no more."""
+        def dialled():
+            row.known = 0  # what it said on an old connection may be true no more [CQ-4]
+
+        def request():
+            return Request(chunks_query=Request.ChunksQuery(known=row.known))
+
+        with peer.Link(address, ANSWER_SECONDS, dialled) as link:
+            while row.listed:
+                try:
+                    self.heard(row, self.ask(link, "chunks_query", request).chunk_ids)
+                except (OSError, peer.ProtocolError) as trouble:
+                    self.told(row, trouble)
+                    link.close()
+                time.sleep(self.every)
+
+    def heard(self, row, ids):
+        """Take in what a peer lists; more than a file can have chunks is not remembered."""
+        with self.changed:
+            before = row.held if row.known else set()
+            row.held = before.union(itertools.islice(ids, peer.MAX_CHUNKS - len(before)))
+            row.known = len(row.held)
+            row.history.append((time.monotonic(), len(row.held)))
+            row.trouble = ""
+            self.changed.notify_all()
+
+    def told(self, who, trouble):
+        """Note why the tracker, or a row, has not answered."""
+        with self.changed:
+            who.trouble = "no answer" if isinstance(trouble, TimeoutError) else getattr(trouble, "strerror", None) or str(trouble)
+            self.changed.notify_all()
+
+    def all_asked(self):
+        """Whether the tracker and every row have answered, or have not in time; the lock is held."""
+        return self.trouble is not None and all(row.trouble != "not asked yet" for row in self.rows.values())
+
+    def now(self):
+        """The Swarm at this moment."""
+        now = time.monotonic()
+        with self.lock:
+            peers = [Seen(row.address, row.held, row.rate(now), row.trouble) for row in self.rows.values()]
+            passed_over, trouble = self.passed_over, self.trouble
+        size, ids = chunk_ids(one.held for one in peers)
+        return Swarm(peers, ids, size, passed_over, trouble)
+
+
+# The map as text.
+
+
+def parts(ids, width):
+    """The ids, in at most `width` parts of nearly the same length: a part is a cell of the map."""
+    count = min(width, len(ids))
+    return [ids[number * len(ids) // count:(number + 1) * len(ids) // count] for number in range(count)]
+
+
+def cell(share, glyphs):
+    """The character for a share of a part that is held: the first and the last mean none and all."""
+    if share in (0, 1):
+        return glyphs[-1 if share else 0]
+    return glyphs[1 + int(share * (len(glyphs) - 2))]
+
+
+def map_of(held, ids, width, glyphs):
+    """A row's map: one character for each part."""
+    return "".join(cell(sum(chunk_id in held for chunk_id in part) / len(part), glyphs) for part in parts(ids, width))
+
+
+def rarest_of(copies, ids, width):
+    """How many peers hold the rarest chunk of each part: 0 to 9, + for more."""
+    return "".join(str(fewest) if fewest < 10 else "+" for fewest in (min(copies[chunk_id] for chunk_id in part) for part in parts(ids, width)))
+
+
+def state(one, swarm):
+    """What a row says beside its map."""
+    if one.trouble:
+        return one.trouble
+    if swarm.complete(one):
+        return f"{len(swarm.ids)} of {len(swarm.ids)}  complete"
+    rate = f"  {peer.human(one.rate * swarm.size)}/s" if swarm.size and one.rate else ""
+    return f"{len(one.held.intersection(swarm.ids))} of {len(swarm.ids)}{rate}"
+
+
+def plural(count, word):
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
+def headline(swarm, copies):
+    """The swarm in one line."""
+    words = [plural(len(swarm.peers), "peer"), f"{sum(map(swarm.complete, swarm.peers))} complete", plural(len(swarm.ids), "chunk")]
+    if swarm.size:
+        words[2] += f" of {peer.human(swarm.size)}"
+    if swarm.ids:
+        fewest = min(copies[chunk_id] for chunk_id in swarm.ids)
+        words.append(f"the rarest held by {fewest or 'nobody'}")
+    if swarm.passed_over:
+        words.append(f"{swarm.passed_over} more not asked")
+    if swarm.trouble:
+        words.append(f"tracker: {swarm.trouble}")
+    return ", ".join(words)
+
+
+def render(swarm, width, height, glyphs):
+    """The map as lines: at most `height` of them, and no wider than `width` if ten cells fit in beside the words."""
+    copies, states = swarm.copies(), [state(one, swarm) for one in swarm.peers]
+    names = max(len(one.address) for one in swarm.peers) if swarm.peers else 0
+    room = max(10, min(MAX_WIDTH, width - names - max(map(len, states), default=0) - 4))
+    lines = [f"{one.address:<{names}}  {map_of(one.held, swarm.ids, room, glyphs)}  {words}" for one, words in zip(swarm.peers, states)]
+    if len(lines) > height - 2:
+        lines[height - 3:] = [f"and {len(lines) - (height - 3)} more"]
+    if swarm.ids:
+        lines.append(f"{'copies':<{names}}  {rarest_of(copies, swarm.ids, room)}")
+    return [headline(swarm, copies), *lines]
+
+
+# The map as a page. watch.html draws it; what it draws comes twice a second, as JSON.
+
+
+def as_json(swarm):
+    """What the page draws. A row's `held` are hexadecimal digits, the lowest first: chunk 0 is bit 0 of the first digit."""
+    rows = []
+    for one in swarm.peers:
+        bits = peer.bits_of(index for index, chunk_id in enumerate(swarm.ids) if chunk_id in one.held)
+        rows.append({"address": one.address, "held": f"{bits:x}"[::-1], "state": state(one, swarm), "silent": bool(one.trouble)})
+    return json.dumps({"headline": headline(swarm, swarm.copies()), "chunks": len(swarm.ids), "rows": rows})
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers GET / with the page and GET /swarm with what it draws."""
+
+    timeout = 10.0  # seconds of silence
+
+    def do_GET(self):
+        if self.path == "/":
+            with open(PAGE, "rb") as page:
+                self.give(200, "text/html; charset=utf-8", page.read())
+        elif self.path == "/swarm":
+            self.give(200, "application/json", as_json(self.server.watch.now()).encode())
+        else:
+            self.give(404, "text/plain; charset=utf-8", b"expected / or /swarm\n")
+
+    def give(self, code, kind, body):
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass  # the terminal shows the map
+
+
+class Site(http.server.ThreadingHTTPServer):
+    """Serves the page on this machine alone."""
+
+    daemon_threads = True
+
+    def __init__(self, watch, port):
+        self.watch = watch
+        try:
+            super().__init__((LOCAL, port), Handler)
+        except OSError as error:
+            raise peer.Fatal(peer.EXIT_PORT, f"cannot listen on port {port}: {error.strerror}; choose another with --web") from None
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, request, client_address):
+        pass  # a browser that went away
+
+
+# Main.
+
+
+def parse_arguments(argv=None):
+    parser = peer.Arguments(prog="watch.py", description="A live map of a swarm: rows are peers, columns are chunks. It watches and takes no part.")
+    parser.add_argument("tracker", type=peer.tracker_address, metavar="TRACKER:PORT", help="where the swarm's tracker listens")
+    parser.add_argument("--once", action="store_true", help="show one map, when everybody has answered or had time to, and end")
+    parser.add_argument("--web", type=peer.port_number, nargs="?", const=0, metavar="PORT", help="also serve the map to browsers of this machine")
+    parser.add_argument("--every", type=peer.seconds_above_zero, default=EVERY_SECONDS, metavar="S", help="seconds between two questions to each peer (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def first_answers(watch, tracker):
+    """Wait for everybody's first answer, or for the time that it may take; Fatal if there is no tracker."""
+    with watch.changed:
+        watch.changed.wait_for(lambda: watch.trouble is not None)
+        if watch.trouble:
+            raise peer.Fatal(peer.EXIT_NO_TRACKER, f"expected a tracker at {peer.format_address(tracker)}, got: {watch.trouble}; is it running?")
+        watch.changed.wait_for(watch.all_asked)
+
+
+def show(watch, screen, glyphs, again):
+    """Draw the map: over the last one on a terminal, below it elsewhere."""
+    width, height = shutil.get_terminal_size((120, 50)) if screen.terminal else (120, MAX_ROWS + 5)
+    lines = render(watch.now(), width, height - 1, glyphs)
+    if screen.terminal:
+        screen.write(("" if again else "\x1b[2J") + "\x1b[H" + "".join(line + "\x1b[K\n" for line in lines) + "\x1b[J")
+    else:
+        screen.write("\n" * again + "\n".join(lines) + "\n")
+
+
+def run():
+    """The program. Returns the exit code."""
+    args = parse_arguments()
+    screen = peer.Screen(False)
+    encoding = (getattr(sys.stdout, "encoding", None) or "").lower()
+    glyphs = GLYPHS[0 if encoding.startswith("utf") else 1]
+    watch = Watch(args.tracker, args.every)
+    threading.Thread(target=watch.look, daemon=True).start()
+    first_answers(watch, args.tracker)
+    if args.web is not None:
+        screen.say(f"the map is at http://{LOCAL}:{Site(watch, args.web).server_address[1]}/")
+    again = False
+    while not screen.quiet:
+        show(watch, screen, glyphs, again)
+        if args.once:
+            break
+        again = True
+        time.sleep(args.every if screen.terminal else PLAIN_SECONDS)
+    return peer.EXIT_COMPLETE
+
+
+if __name__ == "__main__":
+    peer.run_to_exit("watch.py", run)
