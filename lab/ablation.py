@@ -96,7 +96,7 @@ def ablation(args):
             found.append(compare(rule, args))
             print(line(found[-1]), flush=True)
         json.dump(found, file, indent=1)
-    print(f"{time.monotonic() - began:.0f} s; wrote {args.out}")
+    print(f"{time.monotonic() - began:.0f} s; wrote {args.out}", flush=True)
 
 
 def main(argv=None):
@@ -110,6 +110,8 @@ def main(argv=None):
         return getattr(failure, "code", 1)
     except OSError as error:
         print(f"ablation.py: {error.strerror}: {error.filename or 'stdout'}", file=sys.stderr)
+        if error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would complain
         return 1
     except distribution.Interrupted:
         return 130

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,9 +29,17 @@ SHOW_SECONDS = 0.1         # between two looks at the events
 BAR = 40                   # characters
 
 
+signals = []  # that came: seen in watch(), and so never between the start of a process and the note of it
+
+
+def catch_signals():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: signals.append(number))
+
+
 def start(arguments, **options):
-    """A process of ours, in Python, with the repository as its folder."""
-    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, text=True, **options)
+    """A process of ours, in Python, with the repository as its folder; in a session of its own, or Ctrl-C would reach it too."""
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, text=True, start_new_session=True, **options)
 
 
 def start_tracker(path, processes):
@@ -84,15 +93,17 @@ class Progress:
         return f"{self.name}  [{'#' * done}{'.' * (BAR - done)}] {state}  {len(self.neighbors)} sources"
 
 
+def on_terminal():
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def show(all_progress, again):
     """One line for each peer; on a terminal over the lines of the last time."""
-    if again and sys.stdout.isatty():
+    if again and on_terminal():
         print(f"\x1b[{len(all_progress)}A", end="")
     for progress in all_progress:
-        print(progress.line() + ("\x1b[K" if sys.stdout.isatty() else ""))
-    if not sys.stdout.isatty():
-        print()
-    sys.stdout.flush()
+        print(progress.line() + ("\x1b[K" if on_terminal() else ""))
+    print(end="" if on_terminal() else "\n", flush=True)
 
 
 def watch(all_progress, processes):
@@ -100,12 +111,14 @@ def watch(all_progress, processes):
     give_up = time.monotonic() + GIVE_UP_SECONDS
     shown_at = 0.0
     while not all(progress.complete for progress in all_progress):
+        if signals:
+            raise SystemExit(128 + signals[0])
         if time.monotonic() > give_up or any(process.poll() is not None for process in processes):
             raise SystemExit("demo: expected every peer to become complete, but one ended or time ran out")
         time.sleep(SHOW_SECONDS)
         for progress in all_progress:
             progress.read()
-        if sys.stdout.isatty() or time.monotonic() - shown_at > 1:
+        if on_terminal() or time.monotonic() - shown_at > 1:
             show(all_progress, again=shown_at > 0)
             shown_at = time.monotonic()
     show(all_progress, again=True)
@@ -125,7 +138,7 @@ def distribute(folder, processes):
     watch([Progress(os.path.basename(out)[:-4], events) for out, events in peers], processes)
     seconds = time.monotonic() - began
     compare(original, [out for out, _ in peers])
-    print(f"{seconds:.1f} s; the seeder alone, at its limit, would have needed {PEERS * SIZE / UPLOAD_LIMIT:.0f} s")
+    print(f"{seconds:.1f} s; the seeder alone, at its limit, would have needed {PEERS * SIZE / UPLOAD_LIMIT:.0f} s", flush=True)
 
 
 def compare(original, outs):
@@ -138,6 +151,7 @@ def compare(original, outs):
 
 
 def main():
+    catch_signals()
     processes = []
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -154,5 +168,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except OSError as error:  # no room, or whoever read the lines has gone
+        print(f"demo: {error.strerror}: {error.filename or 'stdout'}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would complain
+        sys.exit(1)

@@ -667,9 +667,9 @@ def one_point(args):
     over = point.floor or point.bound
     what = "floor (M + ⌊log₂N⌋)τ" if point.floor else "bound"
     print(f"N={n} M={chunks} τ={args.chunk_size / setup['limit'] * 1000:.1f} ms{f', one peer at {args.slow:g} of the rate, makespan of the others' if args.slow else ''}: "
-          f"median {point.makespan():.3f} s, {what} {over:.3f} s, ratio {point.makespan() / over:.3f}; seeder sent {point.seeder_files():.3f} files; {percent(point.cpu())} at most")
+          f"median {point.makespan():.3f} s, {what} {over:.3f} s, ratio {point.makespan() / over:.3f}; seeder sent {point.seeder_files():.3f} files; {percent(point.cpu())} at most", flush=True)
     if point.floor and not args.staggered:
-        print(compare_with_simulation(point))
+        print(compare_with_simulation(point), flush=True)
     if args.out:
         write_json([point], args.out + ".json")
 
@@ -695,7 +695,7 @@ def figure(args):
     write_csv(points, args.out + ".csv")
     write_json(points, args.out + ".json")
     draw(points, setup, args.out + ".svg")
-    print("", *table(points), "", f"{time.monotonic() - began:.0f} s; wrote {args.out}.svg, {args.out}.csv and {args.out}.json", sep="\n")
+    print("", *table(points), "", f"{time.monotonic() - began:.0f} s; wrote {args.out}.svg, {args.out}.csv and {args.out}.json", sep="\n", flush=True)
 
 
 def main(argv=None):
@@ -709,6 +709,8 @@ def main(argv=None):
         return getattr(failure, "code", 1)
     except OSError as error:
         print(f"distribution.py: {error.strerror}: {error.filename or 'stdout'}", file=sys.stderr)
+        if error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would complain
         return 1
     except Interrupted:
         return 130

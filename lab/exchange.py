@@ -87,7 +87,7 @@ def record(target, folder, programs):
 
 
 def main(target=os.path.join(ROOT, "lab", "exchange.pcap")):
-    programs = []
+    target, programs = os.path.abspath(target), []  # the programs run in another folder
     with tempfile.TemporaryDirectory() as folder:
         try:
             record(target, folder, programs)

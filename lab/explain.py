@@ -13,7 +13,7 @@ Messages are read here by hand, byte after byte, and not by protobuf: so a messa
 can be shown up to the byte that is wrong, and behind it. Lines that begin with `!!` are mistakes. Nothing
 that is read raises. For other programs: fields, headline, render, difference. Files are read in capture.py.
 
-Exit codes: 0; 2 for what cannot be read, after one line that says what was expected.
+Exit codes: 0; 1 for a stdout without room; 2 for what cannot be read, after one line that says what was expected.
 
 Reading order: what fields there are - what values mean - reading one frame - lines - frames out of a stream -
 captures - the proxy - main. The proxy has a thread that accepts and two for each connection, which only move
@@ -595,9 +595,19 @@ def paired(requests, answers):
     return pairs + [(request, None) for request in waiting]
 
 
+def connections_of(path):
+    """What a capture holds, as from capture.connections; Wrong if it is none."""
+    try:
+        return capture.connections(capture.packets(path))
+    except capture.NotACapture as error:
+        raise Wrong(f"{path}: {error}") from None
+    except OSError as error:
+        raise Wrong(f"{path}: expected a capture, got: {error.strerror}") from None
+
+
 def explain_capture(path, ports):
     """Print each request of a capture with its answer, in the order of the requests. Wrong if there is none."""
-    found, count, cut = capture.connections(capture.packets(path))
+    found, count, cut = connections_of(path)
     numbers, exchanges, ours = itertools.count(1), [], 0
     for connection in found:
         client, requests, answers = oriented(connection, ports) or (None, [], [])
@@ -837,33 +847,39 @@ def main(words):
     if arguments.proxy:
         run_proxy(*arguments.proxy)
     elif os.path.exists(text) or re.search(r"[/\\.]|cap$", text) and len(arguments.what) == 1:
-        try:
-            explain_capture(text, set(arguments.port))
-        except capture.NotACapture as error:
-            raise Wrong(f"{text}: {error}") from None
-        except OSError as error:
-            raise Wrong(f"{text}: expected a capture, got: {error.strerror}") from None
+        explain_capture(text, set(arguments.port))
     else:
         explain_hex(text, arguments.kind)
+
+
+def run(words):
+    """The exit code; OSError if stdout takes no more."""
+    try:
+        main(words)
+    except Wrong as error:
+        print(end="", flush=True)
+        print(f"explain: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print(end="", flush=True)
+    return 0
 
 
 def run_to_exit():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed from the start
         stream.reconfigure(errors="replace")  # a terminal that has no … shows ?
     try:
-        main(sys.argv[1:])
-        sys.stdout.flush()
-    except Wrong as error:
-        sys.stdout.flush()
-        print(f"explain: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        return run(sys.argv[1:])
     except BrokenPipeError:  # whoever reads, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        code = 0
+    except OSError as error:
+        print(f"explain: cannot write to stdout: {error.strerror}", file=sys.stderr)
+        code = 1
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would complain
+    return code
 
 
 if __name__ == "__main__":

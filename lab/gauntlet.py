@@ -151,6 +151,7 @@ def parse_arguments():
     parser.add_argument("--list", action="store_true", help="show what there is, and run nothing")
     parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="gradings at a time (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=LIMIT, metavar="S", help="seconds for all (default: %(default)s)")
+    parser.error = lambda message: sys.exit(wrong_usage(f"{message}; see --help"))
     args = parser.parse_args()
     unknown = sorted(set(args.names) - {mutant.name for mutant in MUTANTS})
     if unknown:
@@ -197,7 +198,7 @@ def main():
     chosen = [mutant for mutant in MUTANTS if mutant.name in args.names or not args.names]
     if args.list:
         for mutant in chosen:
-            print(f"{mutant.name:34} stage {mutant.stage}  {mutant.clause:6} {mutant.thought}")
+            print(f"{mutant.name:34} stage {mutant.stage}  {mutant.clause:6} {mutant.thought}", flush=True)
         return 0
     began = time.monotonic()
     try:
@@ -224,6 +225,8 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever read the lines has gone
+    except OSError as error:  # whoever read the lines has gone, or there is no room
+        if not isinstance(error, BrokenPipeError):
+            print(f"gauntlet.py: {error.strerror}: {error.filename or 'stdout'}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)

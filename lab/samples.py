@@ -12,6 +12,7 @@ one file of at most BYTES in their own folder, and after SECONDS all of them hav
 lab/INSTRUCTOR.md shows the marks, and tests/test_samples.py compares these with what the grader says.
 """
 
+import os
 import pathlib
 import sys
 
@@ -107,18 +108,25 @@ def main(arguments):
     if len(arguments) != 1 or arguments[0].startswith("-") or not arguments[0]:
         return "samples: expected the folder to make, got none or several; python lab/samples.py ../samples"
     folder = pathlib.Path(arguments[0])
-    if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
-        return f"samples: expected a folder that is empty or not there yet, got {folder}, which holds something; choose another"
     try:
+        arguments[0].encode()  # it will stand in README.md
+        if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
+            return f"samples: expected a folder that is empty or not there yet, got {folder}, which holds something; choose another"
         write(folder)
     except OSError as error:
         return f"samples: expected a folder that can be written, got {folder}: {error.strerror}; choose another"
-    print(f"made good, partial and hostile in {folder}; try: make grade DIR={folder / 'partial'}")
+    except UnicodeError:
+        return f"samples: expected the name of a folder in UTF-8, got {arguments[0]!a}; choose another"
+    print(f"made good, partial and hostile in {folder}; try: make grade DIR={folder / 'partial'}", flush=True)
     return None
 
 
 if __name__ == "__main__":
-    refusal = main(sys.argv[1:])
+    try:
+        refusal = main(sys.argv[1:])
+    except OSError:  # it is made, and nobody can read that it is
+        refusal = None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if refusal:
         print(refusal, file=sys.stderr)
         sys.exit(2)

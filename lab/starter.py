@@ -11,6 +11,7 @@ Reading order: names of functions - blanking a source - writing the folder - mai
 
 import ast
 import functools
+import os
 import pathlib
 import shutil
 import sys
@@ -172,18 +173,25 @@ def main(arguments):
     if len(arguments) != 1 or arguments[0] in ("", "-h", "--help"):
         return "starter: expected the folder to make, got none or several; make starter DIR=../my-p2p"
     path = pathlib.Path(arguments[0])
-    if path.is_file() or path.is_dir() and any(path.iterdir()):
-        return f"starter: expected a folder that is empty or not there yet, got {path}, which holds something; choose another"
     try:
+        arguments[0].encode()  # it will stand in README.md
+        if path.is_file() or path.is_dir() and any(path.iterdir()):
+            return f"starter: expected a folder that is empty or not there yet, got {path}, which holds something; choose another"
         write(arguments[0])
     except OSError as error:
         return f"starter: expected a folder that can be written, got {path}: {error.strerror}; choose another"
-    print(f"made {path}; read {path / 'README.md'}, then try: make stage-0 DIR={path}")
+    except UnicodeError:
+        return f"starter: expected the name of a folder in UTF-8, got {arguments[0]!a}; choose another"
+    print(f"made {path}; read {path / 'README.md'}, then try: make stage-0 DIR={path}", flush=True)
     return None
 
 
 if __name__ == "__main__":
-    refusal = main(sys.argv[1:])
+    try:
+        refusal = main(sys.argv[1:])
+    except OSError:  # it is made, and nobody can read that it is
+        refusal = None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if refusal:
         print(refusal, file=sys.stderr)
         sys.exit(2)

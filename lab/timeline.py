@@ -762,12 +762,14 @@ def main(argv=None):
         run = read_run(args.events)
         print("\n".join(summary(run)))
         draw(run).save(args.out)
-        print(f"\nwrote {text_in(args.out)}")
+        print(f"\nwrote {text_in(args.out)}", flush=True)
     except Failure as failure:
         print(f"timeline.py: {failure}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"timeline.py: cannot write {text_in(error.filename or 'stdout')}: {error.strerror}", file=sys.stderr)
+        if error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would complain
         return 2
     return 0
 

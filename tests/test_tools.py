@@ -1,0 +1,65 @@
+"""What all tools in lab/ do when nobody reads what they print, when there is no room for it, and when they are interrupted."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import processes
+from harness import ROOT, Program, eventually
+
+pytestmark = pytest.mark.ours
+SAY_SOMETHING = {
+    "explain_hex": ["lab/explain.py", "0000000000000002 2a00"],
+    "explain_a_capture": ["lab/explain.py", "lab/exchange.pcap"],
+    "explain_what_is_wrong": ["lab/explain.py", "--port", "1", "lab/exchange.pcap"],
+    "timeline": ["lab/timeline.py", "{events}", "--out", "{folder}/x.svg"],
+    "starter": ["lab/starter.py", "{folder}/starter"],
+    "samples": ["lab/samples.py", "{folder}/samples"],
+    "gauntlet": ["lab/gauntlet.py", "--list"],
+    "grade": ["lab/grade.py", "--stage", "0", "-k", "does_not_count", "--results", "{folder}/results.json"],
+    "demo": ["lab/demo.py"],
+    "distribution": ["lab/distribution.py", "--point", "1", "2", "--limit", "1M", "--chunk-size", "1K"],
+}
+NO_READER = {"nobody_reads": '"$0" "$@" | true; exit ${PIPESTATUS[0]}', "no_room": '"$0" "$@" > /dev/full', "closed": '"$0" "$@" >&-'}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("how", NO_READER)
+@pytest.mark.parametrize("tool", SAY_SOMETHING)
+def test_a_stdout_that_takes_nothing_costs_at_most_one_line(tool, how, tmp_path):
+    (tmp_path / "x.events").write_text('{"t": 1, "event": "fetched", "chunk": 0, "bytes": 10, "of": "127.0.0.1:1", "seconds": 0.5}\n')
+    words = [word.format(folder=tmp_path, events=tmp_path / "x.events") for word in SAY_SOMETHING[tool]]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment.pop("PYTHONUNBUFFERED", None)  # then what was printed fails at the very end
+    ended = subprocess.run(["bash", "-c", NO_READER[how], sys.executable, *words], cwd=ROOT, env=environment,
+                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode in (0, 1, 2) and ended.stderr.count("\n") <= 1 and not re.search(r"Traceback|Exception", ended.stderr), ended.stderr
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("tmp")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_interrupted_leaves_nothing_behind(ending, tmp_path, number):
+    program = ending(Program([sys.executable, "lab/demo.py"], env={**os.environ, "TMPDIR": str(tmp_path)}))
+    started = eventually(lambda: len(found := [pid for pid, _, _ in processes.descendants(program.pid)]) >= 4 and found, what="a tracker and some peers")
+    program.signal(number)
+    program.ends_with(128 + number)
+    assert not [pid for pid in started if os.path.exists(f"/proc/{pid}")] and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("tool", ["starter", "samples"])
+@pytest.mark.parametrize("name", [b"\xff", b"x" * 5000], ids=["no_utf8", "too_long"])
+def test_a_folder_that_cannot_be_named_is_told_in_one_line(tool, name, tmp_path):
+    ended = subprocess.run([sys.executable, os.path.join(ROOT, "lab", f"{tool}.py"), name], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and f"{tool}: expected" in ended.stderr, ended.stderr
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("arguments", [["--jobs", "x"], ["--limit"], ["-x"]])
+def test_wrong_arguments_of_the_gauntlet_are_told_in_one_line(arguments):
+    ended = subprocess.run([sys.executable, pathlib.Path(ROOT, "lab", "gauntlet.py"), *arguments], capture_output=True, text=True, timeout=20)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "gauntlet.py: " in ended.stderr, ended.stderr
