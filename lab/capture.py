@@ -250,7 +250,7 @@ def connections(packets):
 
 def add(found, current, seconds, parts):
     """Give a segment to its connection, a new one if it begins with it."""
-    if parts is None:
+    if parts is None or parts[0] == parts[1]:  # a socket that is connected to itself has no two sides
         return
     source, destination, segment = parts
     sequence, offset, flags = struct.unpack_from("!4xI4xBB", segment)

@@ -499,6 +499,12 @@ def test_a_capture_that_is_cut_short_is_told_as_far_as_it_goes(told):
     assert "after packet 0: 5 of 16 bytes of a packet" in told(pcap(packets)[:29], code=2)[-1]
 
 
+def test_a_socket_that_is_connected_to_itself_is_left_out(told):
+    wire, other = Wire(server_port=9000, client_port=9000), Wire().open().exchange(*EXCHANGES)
+    wire.hosts = ("10.0.0.1", "10.0.0.1")
+    assert names(told(pcap(wire.open().exchange(*EXCHANGES).packets + other.packets))) == NAMES
+
+
 def test_captures_that_are_none_or_nonsense_raise_nothing(told, tmp_path):
     assert "is empty" in told(b"", code=2)[-1]
     assert "unpack it" in told(b"\x1f\x8b\x08\x00", code=2)[-1]
