@@ -7,11 +7,12 @@ A tracker with a lease of 1 s, a peer that misses everything, and then a seeder:
 asks for the peer list, finds the seeder, asks for its chunks and fetches them. At last this script asks the seeder for a chunk
 that there is not, because neither program would, and is refused. The file is tiny, so that the capture is.
 
-Exit codes: 0; 1 if the swarm did not do its work; 3 if nothing can be captured here.
+Exit codes: 0; 1 if the swarm did not do its work; 2 for wrong arguments; 3 if nothing can be captured here.
 """
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -104,4 +105,8 @@ def main(target=os.path.join(ROOT, "lab", "exchange.pcap")):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))  # so that all that was started is ended
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    if len(sys.argv) > 2:
+        give_up(2, "expected at most the name of one file; python lab/exchange.py [FILE]")
     main(*sys.argv[1:])

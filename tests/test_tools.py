@@ -51,6 +51,22 @@ def test_a_demo_that_is_interrupted_leaves_nothing_behind(ending, tmp_path, numb
     assert not [pid for pid in started if os.path.exists(f"/proc/{pid}")] and os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes by their parents")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_recording_that_is_interrupted_leaves_nothing_behind(ending, tmp_path, number):
+    program = ending(Program([sys.executable, "lab/exchange.py", str(tmp_path / "x.pcap")], env={**os.environ, "TMPDIR": str(tmp_path)}))
+
+    def under_way():
+        return len(found := [pid for pid, _, _ in processes.descendants(program.pid)]) >= 2 and found or program.process.poll() is not None
+
+    started = eventually(under_way, what="dumpcap and a tracker, or the end")
+    if started is True:
+        pytest.skip("nothing can be captured here")
+    program.signal(number)
+    program.ends_with(128 + number)
+    assert not [pid for pid in started if os.path.exists(f"/proc/{pid}")] and os.listdir(tmp_path) in ([], ["x.pcap"])
+
+
 @pytest.mark.parametrize("tool", ["starter", "samples"])
 @pytest.mark.parametrize("name", [b"\xff", b"x" * 5000], ids=["no_utf8", "too_long"])
 def test_a_folder_that_cannot_be_named_is_told_in_one_line(tool, name, tmp_path):
