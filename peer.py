@@ -12,9 +12,10 @@ Reading order, which is the order of this file:
     errors      what a network does, and what ends the program
     wire        one message in one frame; one chunk in one frame
     server      a thread per connection, answers by the name of the request
-    clock       a timer that repeats; upload slots, and a pace that is not exceeded
+    clock       a timer that repeats, waits that a signal ends
     file        its description, its chunks on disk, its name on disk
-    choosing    which chunk to ask of which neighbor: no thread, no socket, no clock
+    choosing    which chunk to ask of which neighbor, who may have one: no thread, no socket, no clock
+    uploads     a pace that is not exceeded
     peer        what it answers, what it asks
     main        arguments, progress, exit codes
 
@@ -33,7 +34,8 @@ thread shows progress and sees signals.
                       Fetch Chunk (a thread per connection)
 
 Locks. Server.lock, Peer.lock, Uploads.lock, Repeat.lock and Screen.lock; what each one guards
-stands where it is made. None is held during network or disk traffic, and no thread holds two.
+stands where it is made. No thread holds two, and none is held during network or disk traffic; Screen.lock
+is held while a line is written, which does not wait.
 """
 
 import argparse
@@ -76,6 +78,7 @@ DIGEST_SIZE = 32                 # SHA-256
 
 MAX_REQUEST = 64 * KIB           # a request is tiny; more is a mistake or an attack [WF-5]
 MAX_ANSWER = 8 * MIB             # a tracker's: 100,000 addresses and 16,384 digests
+MAX_LIST = 256 * KIB             # a neighbor's list of chunks: 16,384 ids of at most 7 bytes, and a margin
 ANSWER_MARGIN = 64 * KIB         # an answer to Fetch Chunk may be this much longer than the chunk
 FRAME_SECONDS = 10.0             # for a whole request frame, and for silence within any frame [WF-9]
 SLOWEST_LINK = 4 * KIB           # bytes per second that a long frame must keep up [FC-11]
@@ -104,7 +107,8 @@ EXTRA_LANE_SECONDS = 1.0         # a neighbor that was too busy for a second con
 UPLOAD_SLOTS = 2                 # chunks on their way out: one is sent and one waits, so that there is no gap
 BUSY_AFTER = 0.005               # a slot that comes free within this is waited for before BUSY is said
 PACE_BURST = 0.05                # seconds of upload that may be made up for when a sender was late [CL-14]
-RECEIVE_MEMORY = 16 * MIB        # for chunks on their way in, all together
+RECEIVE_MEMORY = 16 * MIB        # for chunks on their way in, all together,
+FEWEST_BUFFERS = 4               # but for so many at least, however large: who waits for memory makes its sender hang up
 LOST_SECONDS = 60.0              # nobody has what is missing for so long: the swarm is lost [SW-7]
 SIGNAL_SECONDS = 0.2             # so late a signal may be seen, at the worst
 SHOW_SECONDS = (0.2, 5.0)        # between two progress lines: on a terminal, elsewhere
@@ -237,7 +241,7 @@ def parse(kind, frame):
 def send_message(sock, message):
     """Send one message in one frame."""
     body = message.SerializeToString()
-    send_exactly(sock, struct.pack(">Q", len(body)) + body, time.monotonic() + FRAME_SECONDS)
+    send_exactly(sock, struct.pack(">Q", len(body)) + body, time.monotonic() + for_answer(len(body)))
 
 
 def bad(code, reason):
@@ -413,8 +417,8 @@ class Connection(socketserver.BaseRequestHandler):
     """The server's end of one connection, in its own thread: request, answer, request, answer [WF-3]."""
 
     def handle(self):
-        prepare(self.request)
         try:
+            prepare(self.request)
             while True:
                 response = self.answer(self.server.await_request(self.request))
                 if response is not None:
@@ -448,12 +452,9 @@ class Server(socketserver.ThreadingTCPServer):
         # guarded by lock:
         self.connections = set()  # sockets that are open
         self.waiting = {}         # those of them that wait for a request, the longest first
-        super().__init__(self.listen_at(host, port), Connection, bind_and_activate=False)
         try:
-            self.server_bind()
-            self.server_activate()
+            super().__init__(self.listen_at(host, port), Connection)
         except OSError as error:
-            self.server_close()
             remedy = "give an address of this machine with --host" if error.errno == errno.EADDRNOTAVAIL else "choose another with --port"
             raise Fatal(EXIT_PORT, f"cannot listen on port {port}: {os.strerror(error.errno)}; {remedy}") from None
         self.port = self.server_address[1]
@@ -590,99 +591,6 @@ def in_a_thread(call):
     if errors:
         raise errors[0]
     return results[0]
-
-
-class Slots:
-    """Who may send next. Like the Picker it has no thread, no socket and no clock, so that it can be simulated [FC-6].
-
-    One chunk is sent and one waits behind it. The place that waits is not for a chunk that was given away
-    before: it can be had elsewhere by now. Nor is it for whoever was served last, if somebody else
-    was turned away since: he would come back first each time, and all would have to get it from him.
-    """
-
-    def __init__(self):
-        self.active = 0           # slots that are taken
-        self.sent = 0             # bitfield of the chunks that were given away, or are on their way
-        self.served = []          # who got the last slots, the newest last
-        self.turned_away = False  # somebody was, since the last slot was given
-
-    def free(self, asker, index, patient, slots):
-        """Whether there is a slot for this chunk. One who is patient, and would wait for ever, is not put behind."""
-        if self.active == 0:
-            return True
-        behind = self.given_away(index) or self.turned_away and asker in self.served
-        return self.active < slots and (patient or not behind)
-
-    def given_away(self, index):
-        return self.sent >> index & 1
-
-    def take(self, asker, index):
-        self.active += 1
-        self.sent |= 1 << index
-        self.served = [*self.served, asker][-UPLOAD_SLOTS:]
-        self.turned_away = False
-
-    def turn_away(self):
-        self.turned_away = True
-
-    def release(self):
-        self.active -= 1
-
-
-class Uploads:
-    """Upload slots and the rate that they share. A chunk that came first is sent first, at the full rate [FC-6, CL-14].
-
-    Two chunks that share the rate would both arrive when the second could have been there anyway, and
-    the first could be passed on half the time earlier.
-    """
-
-    def __init__(self, rate=None):
-        self.rate = rate  # bytes per second; None: as fast as it goes
-        self.slice = max(1, min(64 * KIB, int(rate / 20))) if rate else MAX_CHUNK_SIZE  # bytes sent at a time: 50 ms worth of it
-        self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)  # announces: a slot is free, or it is another chunk's turn
-        # guarded by lock:
-        self.slots = Slots()
-        self.tickets = 0   # uploads that ever began: the lower its number, the sooner an upload goes on
-        self.waiting = []  # heap of the tickets that wait for the rate
-        self.free_at = time.monotonic()  # when all that was taken so far was paid for
-
-    def begin(self, asker, index, length, busy_ok):
-        """The ticket for sending a chunk of so many bytes; None: BUSY, which is said only to those who allow it."""
-        seconds = length / self.rate if self.rate else 0.0
-        slots = UPLOAD_SLOTS if seconds < FRAME_SECONDS / 2 else 1  # or who waits would hear nothing for too long [FC-11]
-        patience = None if not busy_ok else BUSY_AFTER if seconds <= BUSY_AFTER else 0.0
-        with self.changed:
-            if not self.changed.wait_for(lambda: self.slots.free(asker, index, not busy_ok, slots), patience):
-                self.slots.turn_away()
-                return None
-            if not self.slots.active:
-                self.free_at = max(self.free_at, time.monotonic())  # what was not used while nobody asked is lost
-            self.slots.take(asker, index)
-            self.tickets += 1
-            return self.tickets
-
-    def take(self, ticket, count):
-        """Wait until the rate has allowed for so many bytes, and no older upload wants them.
-
-        They are paid for before they are sent, so that no chunk is there before its time.
-        """
-        if not self.rate:
-            return
-        with self.changed:
-            heapq.heappush(self.waiting, ticket)
-            self.free_at = max(self.free_at, time.monotonic() - PACE_BURST)
-            while (wait := self.free_at + count / self.rate - time.monotonic()) > 0 or self.waiting[0] != ticket:
-                self.changed.wait(wait if wait > 0 else None)
-            heapq.heappop(self.waiting)
-            self.free_at += count / self.rate
-            self.changed.notify_all()
-
-    def end(self):
-        """The upload has ended, however it ended."""
-        with self.changed:
-            self.slots.release()
-            self.changed.notify_all()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -890,7 +798,7 @@ class Store:
         send_exactly(sock, chunk_head(left), deadline, getattr(socket, "MSG_MORE", 0))
         while left:
             size = min(left, uploads.slice)
-            uploads.take(ticket, size)
+            uploads.pay(ticket, size)
             send_file(sock, self.fd, offset, size, deadline)
             offset, left = offset + size, left - size
 
@@ -984,7 +892,8 @@ class Output:
 
     def discard_part(self):
         """Leave no empty OUT.part behind."""
-        if self.fd_part is not None and os.fstat(self.fd_part).st_size == 0:
+        fd = self.fd_part  # looked at once: a lane that has just renamed the file makes it None
+        if fd is not None and os.fstat(fd).st_size == 0:
             os.unlink(self.part)
 
     def close(self):
@@ -999,8 +908,8 @@ class Output:
 
 
 # ---------------------------------------------------------------------------------------------
-# Choosing. Pure functions, and the Picker that keeps what they need to know: neither has a thread, a
-# socket or a clock.
+# Choosing. Pure functions, the Picker that keeps what they need to know of others' chunks, and the Slots
+# for our own: none has a thread, a socket or a clock.
 
 
 NOTHING, BUSY, REFUSED, FETCHED = "nothing to choose", "busy", "refused", "fetched"  # how an exchange went
@@ -1146,6 +1055,115 @@ class Picker:
         return new
 
 
+def upload_slots(seconds):
+    """Upload slots where a chunk takes so long: one if who waits behind it would hear nothing for too long [FC-11]."""
+    return UPLOAD_SLOTS if seconds < FRAME_SECONDS / 2 else 1
+
+
+class Slots:
+    """Who may have a chunk next. Like the Picker it can be simulated [FC-6].
+
+    One chunk is sent and one waits behind it. The place that waits is not for a chunk that was given away
+    before: it can be had elsewhere by now. Nor is it for whoever was served last, if somebody else
+    was turned away since: he would come back first each time, and all would have to get it from him.
+    """
+
+    def __init__(self):
+        self.active = 0           # slots that are taken
+        self.sent = 0             # bitfield of the chunks that were given away, or are on their way
+        self.served = []          # who got the last slots, the newest last
+        self.turned_away = False  # somebody was, since the last slot was given
+
+    def free(self, asker, index, patient, slots):
+        """Whether there is a slot for this chunk. One who is patient, and would wait for ever, is not put behind."""
+        if self.active == 0:
+            return True
+        behind = self.given_away(index) or self.turned_away and asker in self.served
+        return self.active < slots and (patient or not behind)
+
+    def given_away(self, index):
+        return self.sent >> index & 1
+
+    def take(self, asker, index):
+        self.active += 1
+        self.sent |= 1 << index
+        self.served = [*self.served, asker][-UPLOAD_SLOTS:]
+        self.turned_away = False
+
+    def turn_away(self):
+        self.turned_away = True
+
+    def release(self):
+        self.active -= 1
+
+
+# ---------------------------------------------------------------------------------------------
+# Uploads. The clock for what the Slots have let through: a pace that is not exceeded.
+
+
+class Uploads:
+    """Upload slots and the rate that they share. A chunk that came first is sent first, at the full rate [FC-6, CL-14].
+
+    Two chunks that share the rate would both arrive when the second could have been there anyway, and
+    the first could be passed on half the time earlier.
+    """
+
+    def __init__(self, rate=None):
+        self.rate = rate  # bytes per second; None: as fast as it goes
+        self.slice = max(1, min(64 * KIB, int(rate / 20))) if rate else MAX_CHUNK_SIZE  # bytes sent at a time: 50 ms worth of it
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)  # announces: a slot is free, or it is another chunk's turn
+        # guarded by lock:
+        self.slots = Slots()
+        self.tickets = 0   # uploads that ever began: the lower its number, the sooner an upload goes on
+        self.waiting = []  # heap of the tickets that wait for the rate
+        self.free_at = time.monotonic()  # when all that was taken so far was paid for
+
+    def check(self, file):
+        """Fatal if a chunk would take longer than any asker waits for it [FC-11, CL-14]."""
+        length = min(file.chunk_size, file.size)
+        if self.rate and length / self.rate > for_answer(length):
+            raise Fatal(EXIT_USAGE, f"expected an upload limit of at least {human(SLOWEST_LINK)} a second for chunks of {human(length)},"
+                                    f" got {human(self.rate)}: whoever asks would give up before the end")
+
+    def begin(self, asker, index, length, busy_ok):
+        """The ticket for sending a chunk of so many bytes; None: BUSY, which is said only to those who allow it."""
+        seconds = length / self.rate if self.rate else 0.0
+        slots = upload_slots(seconds)
+        patience = None if not busy_ok else BUSY_AFTER if seconds <= BUSY_AFTER else 0.0
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.slots.free(asker, index, not busy_ok, slots), patience):
+                self.slots.turn_away()
+                return None
+            if not self.slots.active:
+                self.free_at = max(self.free_at, time.monotonic())  # what was not used while nobody asked is lost
+            self.slots.take(asker, index)
+            self.tickets += 1
+            return self.tickets
+
+    def pay(self, ticket, count):
+        """Wait until the rate has allowed for so many bytes, and no older upload wants them.
+
+        They are paid for before they are sent, so that no chunk is there before its time.
+        """
+        if not self.rate:
+            return
+        with self.changed:
+            heapq.heappush(self.waiting, ticket)
+            self.free_at = max(self.free_at, time.monotonic() - PACE_BURST)
+            while (wait := self.free_at + count / self.rate - time.monotonic()) > 0 or self.waiting[0] != ticket:
+                self.changed.wait(wait if wait > 0 else None)
+            heapq.heappop(self.waiting)
+            self.free_at += count / self.rate
+            self.changed.notify_all()
+
+    def end(self):
+        """The upload has ended, however it ended."""
+        with self.changed:
+            self.slots.release()
+            self.changed.notify_all()
+
+
 # ---------------------------------------------------------------------------------------------
 # Peer.
 
@@ -1249,6 +1267,7 @@ class Peer:
         self.changed = threading.Condition(self.lock)  # announces: a chunk is to be asked again, or it is over
         # guarded by lock:
         self.picker = Picker(0)
+        self.written = 0           # bitfield of the chunks that came and were written, or are being written
         self.order = []            # chunk ids in the order of arrival; only grows [CQ-2]
         self.neighbors = {}        # address -> Neighbor
         self.contacts = Contacts()
@@ -1401,12 +1420,13 @@ class Peer:
     # neighbor is chosen first and then a chunk, and a silent neighbor holds up nobody else.
 
     def begin(self, store, held, finish=lambda: None):
-        """Offer the chunks that are held, and fetch the others."""
+        """Offer the chunks that are held, and fetch the others. Fatal if the upload limit is of no use [CL-14]."""
+        self.uploads.check(self.file)
         with self.lock:
             self.store = store
             self.finish = finish
             self.buffers = queue.LifoQueue()
-            for _ in range(max(1, min(MAX_NEIGHBORS, RECEIVE_MEMORY // self.file.chunk_size))):
+            for _ in range(max(FEWEST_BUFFERS, min(MAX_NEIGHBORS, RECEIVE_MEMORY // self.file.chunk_size))):
                 self.buffers.put(None)  # leave to make one
             self.picker = Picker(self.file.count, held)
             self.order.extend(index * self.file.chunk_size for index in indexes(held))
@@ -1457,7 +1477,7 @@ class Peer:
             due = self.picker.news_due(neighbor.address, neighbor.known, neighbor.heard_at, time.monotonic())
         if not due:
             return
-        frame = link.ask(lambda: Request(chunks_query=Request.ChunksQuery(known=neighbor.known)), MAX_ANSWER)
+        frame = link.ask(lambda: Request(chunks_query=Request.ChunksQuery(known=neighbor.known)), MAX_LIST)
         response = parse(Response, frame)
         if response.WhichOneof("type") != "chunks_query":
             raise ProtocolError("expected a list of chunks, got another answer")
@@ -1481,7 +1501,8 @@ class Peer:
 
         def room(length):
             """Memory for the answer, once it has begun: a neighbor that is silent takes none from the others."""
-            taken.append(self.buffers.get() or bytearray(self.file.chunk_size + ANSWER_MARGIN))
+            if not taken:  # a second try has it already: to wait for another would be to wait for ourselves
+                taken.append(self.buffers.get() or bytearray(self.file.chunk_size + ANSWER_MARGIN))
             return taken[0]
 
         try:
@@ -1506,10 +1527,17 @@ class Peer:
             chunk = response.chunk  # empty, and so wrong, when the answer is of another type
         if len(chunk) != length or hashlib.sha256(chunk).digest() != self.file.digest(index):
             raise WrongChunk(f"expected chunk {chunk_id} with its digest, got {len(chunk)} other bytes")
-        if not self.holds(index):
+        if self.is_first(index):
             self.store.write(index, chunk)
             self.arrived(neighbor, index, time.monotonic() - began)
         return FETCHED
+
+    def is_first(self, index):
+        """Whether this lane is to write the chunk: another may have it too, and even be at it [FC-12, SW-5]."""
+        with self.lock:
+            first = not self.written >> index & 1
+            self.written |= 1 << index
+        return first
 
     def refused(self, neighbor, index, answer):
         """The neighbor does not give a chunk that it had listed [FC-7, FC-10]."""
@@ -1666,7 +1694,7 @@ def human(size):
 
 
 class Screen:
-    """Lines for people, from any thread. A stdout that is closed early ends the lines, not the program [CL-13]."""
+    """Lines for people, from any thread. A stdout that is closed ends the lines, one that is not read loses some [CL-13]."""
 
     def __init__(self, quiet):
         self.quiet = quiet or sys.stdout is None  # as it is when there was no descriptor 1 at the start
@@ -1692,6 +1720,8 @@ class Screen:
             return
         with self.lock:
             try:
+                if not select.select([], [sys.stdout], [], 0)[1]:
+                    return  # a stopped terminal, a pipe that is full: a line is lost, and no answer is kept waiting
                 sys.stdout.write(text)
                 sys.stdout.flush()
             except OSError:

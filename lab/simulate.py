@@ -7,9 +7,10 @@
     python lab/simulate.py --ablation                       each rule switched off in turn
 
 What decides is imported from peer.py: Picker (which chunk, when to ask for news), pause (how long to
-rest) and Slots (who may send). What is simulated is what a network does: a request
-takes LATENCY, a chunk takes chunk size / upload limit, one after the other. Time passes from event
-to event, in a heap of (time, ...), so a minute of swarm costs a second or two.
+rest), upload_slots and Slots (who may have one). What is simulated is what a network does: a request
+takes LATENCY, a chunk takes chunk size / upload limit, one after the other. Left out are timeouts, and a
+second connection to a neighbor that alone is of use. Time passes from event to event, in a heap of
+(time, ...), so a minute of swarm costs a second or two.
 
 A rule is switched off by a line of Python that is run with `peer` in reach. lab/ablation.py gives the
 same lines to real peers.
@@ -176,7 +177,7 @@ class Simulation:
         """Fetch Chunk arrives at the other side: a slot, or a place in the line, or BUSY."""
         other, upload = lane.other, (lane, index, self.now)
         self.counts["fetches"] += 1
-        if other.slots.free(lane.asker.number, index, False, peer.UPLOAD_SLOTS):
+        if other.slots.free(lane.asker.number, index, False, peer.upload_slots(1 / other.rate)):
             self.begin(other, upload)
         elif 1 / other.rate <= peer.BUSY_AFTER:
             other.line.append(upload)
@@ -214,7 +215,7 @@ class Simulation:
         other.uploaded += 1
         for waiting in list(other.line):
             lane, index, _ = waiting
-            if other.slots.free(lane.asker.number, index, False, peer.UPLOAD_SLOTS):
+            if other.slots.free(lane.asker.number, index, False, peer.upload_slots(1 / other.rate)):
                 other.line.remove(waiting)
                 self.begin(other, waiting)
         self.after(LATENCY, self.arrived, *upload)
@@ -316,7 +317,10 @@ def parse_arguments(argv=None):
     parser.add_argument("--ablation", action="store_true", help="take out each rule in turn")
     parser.add_argument("--rules", action="store_true", help="list the rules, and the Python that takes them out")
     parser.add_argument("--json", action="store_true", help="print each run as one JSON object a line instead of the table")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.slow and args.leechers < 2:
+        parser.error("expected at least 2 leechers with --slow: one is slow, the others are measured")
+    return args
 
 
 def main(argv=None):

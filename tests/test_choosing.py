@@ -552,7 +552,7 @@ def test_uploads_keep_to_their_rate(limited, rate):
     uploads, clock = limited(rate)
     taken = 0
     while clock.now < 5:
-        uploads.take(1, uploads.slice)
+        uploads.pay(1, uploads.slice)
         taken += uploads.slice
     assert taken / clock.now == pytest.approx(rate, rel=0.03)
 
@@ -562,7 +562,7 @@ def test_a_pause_is_not_made_up_for_by_a_burst(limited):
     uploads, clock = limited(1000)
     clock.now += 3600
     began = clock.now
-    uploads.take(1, 1000)
+    uploads.pay(1, 1000)
     assert clock.now - began == pytest.approx(1 - peer.PACE_BURST)
 
 
@@ -572,7 +572,7 @@ def test_what_was_not_used_while_nobody_asked_is_lost(limited):
     clock.now += 3600
     began = clock.now
     uploads.begin("a", 0, 1000, busy_ok=True)
-    uploads.take(1, 1000)
+    uploads.pay(1, 1000)
     assert clock.now - began == pytest.approx(1)
 
 
@@ -582,7 +582,7 @@ def test_a_caller_that_is_slower_than_the_rate_never_waits(limited):
     for _ in range(100):
         clock.now += 0.2
         before = clock.now
-        uploads.take(1, 10)
+        uploads.pay(1, 10)
         assert clock.now == before
 
 
@@ -591,7 +591,7 @@ def test_of_the_uploads_that_wait_for_the_rate_the_oldest_goes_first():
     uploads, went = peer.Uploads(1), queue.Queue()  # a byte per second: nobody gets on before the test lets time pass
 
     def send(ticket):
-        uploads.take(ticket, 1000)
+        uploads.pay(ticket, 1000)
         went.put(ticket)
 
     threads = [threading.Thread(target=send, args=(ticket,)) for ticket in (9, 2, 5)]
@@ -609,9 +609,21 @@ def test_of_the_uploads_that_wait_for_the_rate_the_oldest_goes_first():
     assert order == [2, 5, 9]
 
 
+def test_who_waits_behind_a_chunk_that_takes_long_would_hear_nothing_for_too_long():
+    assert [peer.upload_slots(seconds) for seconds in (0, 4.9, 5, 100)] == [2, 2, 1, 1]
+
+
+def test_an_answer_may_take_longer_the_longer_it_is(monkeypatch):
+    deadlines = []
+    monkeypatch.setattr(peer, "send_exactly", lambda sock, data, deadline: deadlines.append(deadline))
+    for size in (0, 1 << 20):
+        peer.send_message(None, Response(peer_list=Response.PeerList(file=File(digests=bytes(size)))))
+    assert 250 < deadlines[1] - deadlines[0] < 300, "one second for 4 KiB"
+
+
 def test_without_a_limit_nobody_waits_for_the_rate(limited):
     uploads, clock = limited(None)
-    uploads.take(1, 1 << 40)
+    uploads.pay(1, 1 << 40)
     assert clock.now == 0 and uploads.slice == peer.MAX_CHUNK_SIZE
 
 

@@ -331,6 +331,14 @@ def test_a_size_takes_units_that_are_powers_of_1024(make_file, run_tracker, text
     assert ask(tracker.port, join("127.0.0.1:5000")).peer_list.file.chunk_size == size
 
 
+@pytest.mark.spec("CL-14", "CL-13")
+def test_a_rate_at_which_nobody_would_wait_for_a_chunk_is_refused(make_file):
+    path, _ = make_file(300_000)
+    process = finished(tracker_command(path, "--upload-limit", "3K"))
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert "expected an upload limit of at least 4.0 KiB a second for chunks of 256.0 KiB, got 3.0 KiB" in process.stderr
+
+
 @pytest.mark.spec("CL-14")
 @pytest.mark.parametrize("rate", ["1048576", "1M"])
 def test_a_rate_is_in_bytes_per_second_and_takes_the_same_units(make_file, run_tracker, rate):

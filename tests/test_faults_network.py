@@ -127,6 +127,35 @@ def test_an_exchange_that_does_not_end_is_given_up_and_the_chunk_asked_for_again
 
 @pytest.mark.fault(12)
 @pytest.mark.spec("FC-11")
+def test_a_reset_in_the_middle_gives_back_the_memory_that_the_answer_had(neighbor, leecher, out):
+    """There is memory for one chunk only; the exchange is tried again at once, on a new connection."""
+    alone = neighbor()
+    alone.answers["fetch_chunk"] = first(resets, alone.on_fetch_chunk)
+    leecher("peer.RECEIVE_MEMORY = peer.FEWEST_BUFFERS = 1").ends_with(0)
+    assert out.read_bytes() == DATA
+
+
+@pytest.mark.fault(12)
+@pytest.mark.spec("SW-1", "FC-14")
+def test_the_largest_chunks_too_come_from_several_neighbors_at_once(fake_tracker, fake_peer, run_patched, out):
+    """Each sends all but the end, more than a connection's buffers take, and waits for the other to have come so far."""
+    data = some_bytes(2 * (16 << 20))
+    both = threading.Barrier(2)
+    neighbors = [fake_peer(data, [index], 16 << 20) for index in range(2)]
+    for one in neighbors:
+        def in_two_parts(request, sock, one=one):
+            frame = framed(one.on_fetch_chunk(request, sock))
+            sock.sendall(frame[:-(1 << 20)])
+            both.wait(SECONDS)
+            sock.sendall(frame[-(1 << 20):])
+        one.answers["fetch_chunk"] = in_two_parts
+    tracker = fake_tracker(data, [one.address for one in neighbors], chunk_size=16 << 20)
+    run_patched("peer", "pass", [f"127.0.0.1:{tracker.port}", out, "--leave"]).ends_with(0)
+    assert out.read_bytes() == data
+
+
+@pytest.mark.fault(12)
+@pytest.mark.spec("FC-11")
 def test_silence_in_the_middle_of_a_chunk_is_borne_for_twice_the_time_of_silence_before_it_at_the_most(neighbor, leecher, out):
     """Here 0.6 s, where the time for the whole chunk would be sixteen seconds."""
     alone, waited = neighbor(), []
@@ -161,6 +190,24 @@ def test_the_time_for_a_short_answer_is_short(fake_tracker, fake_peer, run_patch
     program = run_patched("peer", changes, [f"127.0.0.1:{tracker.port}", out, "--leave"])
     program.ends_with(0, seconds=5)
     assert out.read_bytes() == data
+
+
+# Row 18: a list of chunks without end.
+
+
+@pytest.mark.fault(18)
+@pytest.mark.spec("CQ-5")
+def test_a_list_longer_than_any_file_has_chunks_is_not_taken_in(tracker, neighbor, leecher, out, gate, tmp_path):
+    flooder, honest = neighbor(), neighbor()
+    flooder.answers["chunks_query"] = lambda request, sock: Response(chunks_query=Response.ChunksQuery(chunk_ids=[0] * (1 << 20)))
+    honest.answers["fetch_chunk"] = after(gate, honest.on_fetch_chunk)
+    (tmp_path / "events").touch()
+    program = leecher("", "--events", tmp_path / "events")
+    dropped = eventually(lambda: [line for line in (tmp_path / "events").read_text().splitlines() if "neighbor_dropped" in line], what="an end of it")
+    assert flooder.address in dropped[0] and "expected a frame of at most" in dropped[0]
+    gate.set()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
 
 
 # Row 13: a receiver that stops reading.

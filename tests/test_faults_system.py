@@ -586,7 +586,7 @@ def popen(request):
 
 
 def start_unread(popen, how, command):
-    """A process whose stdout is closed in one of several ways."""
+    """A process whose stdout is closed in one of several ways, or full."""
     if how == "closed before the start":
         return popen(["sh", "-c", 'exec "$@" >&-', "sh", *command])
     if how == "full device":
@@ -595,8 +595,17 @@ def start_unread(popen, how, command):
         with open("/dev/full", "wb") as full:
             return popen(command, stdout=full)
     read_end, write_end = os.pipe()
+    if how == "never read":  # as a terminal after Ctrl-S
+        os.set_blocking(write_end, False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(write_end, bytes(4096))
+        os.set_blocking(write_end, True)
     process = popen(command, stdout=write_end)
     os.close(write_end)
+    if how == "never read":
+        process.stdout = open(read_end, "rb")  # to be closed at the end
+        return process
     if how == "after the first line":  # as head -1 does
         while os.read(read_end, 1) not in (b"\n", b""):
             pass
@@ -604,13 +613,13 @@ def start_unread(popen, how, command):
     return process
 
 
-UNREAD = pytest.mark.parametrize("how", ["after the first line", "at once", "closed before the start", "full device"])
+UNREAD = pytest.mark.parametrize("how", ["after the first line", "at once", "closed before the start", "full device", "never read"])
 
 
 @pytest.mark.fault(37)
 @pytest.mark.spec("CL-13")
 @UNREAD
-def test_a_tracker_whose_stdout_is_closed_goes_on(make_file, popen, run_peer, tmp_path, how):
+def test_a_tracker_whose_stdout_nobody_reads_goes_on(make_file, popen, run_peer, tmp_path, how):
     path, data = make_file(SIZE)
     process = start_unread(popen, how, tracker_command(path, "--events", tmp_path / "events"))
     (start,) = eventually(lambda: process.poll() is not None and [None] or events_in(tmp_path / "events", "start"), what="the start")
@@ -624,7 +633,7 @@ def test_a_tracker_whose_stdout_is_closed_goes_on(make_file, popen, run_peer, tm
 @pytest.mark.fault(37)
 @pytest.mark.spec("CL-13")
 @UNREAD
-def test_a_peer_whose_stdout_is_closed_completes(swarm, popen, tmp_path, how):
+def test_a_peer_whose_stdout_nobody_reads_completes(swarm, popen, tmp_path, how):
     tracker, _, data = swarm
     process = start_unread(popen, how, peer_command(tracker.port, tmp_path / "out", "--leave"))
     assert (process.wait(SECONDS), process.stderr.read()) == (0, b"")

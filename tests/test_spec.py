@@ -340,7 +340,7 @@ def test_the_table_of_constants_agrees_with_the_programs():
         "lease, unless chosen otherwise": [peer.LEASE_SECONDS],
         "peers listed by a tracker": [tracker.MAX_PEERS, tracker.MAX_PEERS_PER_IP],
         "neighbors of a peer": [peer.MAX_NEIGHBORS],
-        "upload slots of a peer": [peer.UPLOAD_SLOTS],
+        "upload slots of a peer": [peer.UPLOAD_SLOTS, peer.upload_slots(peer.FRAME_SECONDS / 2), peer.FRAME_SECONDS / 2],
     }
 
 
