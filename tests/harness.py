@@ -341,18 +341,34 @@ def eventually(condition, seconds=SECONDS, what="the condition"):
     raise gave_up(what)
 
 
+def timely(attempt, seconds):
+    """What attempt() returns when it has taken less than so many seconds, made again until then: a busy machine may hold up any."""
+    for _ in range(10):
+        began = time.monotonic()
+        result = attempt()
+        if time.monotonic() - began < seconds:
+            break
+    return result
+
+
 EXIT_CODES = {0, 2, 3, 4, 5, 6, 7, 8, 9, 130, 143}  # of SPEC.md, but for 70, a bug
 
 
 def nothing_can_come(since={}):
-    """Whether a wait is in vain: a program has crashed, or every one that the test started has ended, for half a second now."""
+    """Whether a wait is in vain: a program has crashed, or every one that the test started has ended, for half a second now.
+
+    A time in which nobody looked counts little: this process may have been held up, with all its threads.
+    """
     codes = [program.process.poll() for program in trace.programs if not program.stopped]
     if any(code is not None and code > 0 and code not in EXIT_CODES for code in codes):  # those of signals are below 0
         return True
     if not codes or None in codes:
         since.clear()
         return False
-    return time.monotonic() - since.setdefault("ended", time.monotonic()) > 0.5
+    now = time.monotonic()
+    since["ended"] = since.get("ended", 0) + min(now - since.get("looked", now), 0.25)
+    since["looked"] = now
+    return since["ended"] > 0.5
 
 
 # Programs as processes.

@@ -12,7 +12,7 @@ import time
 import pytest
 
 import messages_pb2 as pb
-from harness import CHUNK, ask, chunks_query, connect, fetch_chunk, framed, is_closed, is_refused, receive
+from harness import CHUNK, SECONDS, ask, chunks_query, connect, eventually, fetch_chunk, framed, is_closed, is_refused, receive
 
 FOREIGN = [chunks_query(), fetch_chunk(CHUNK)]  # requests that no tracker answers but with Bad
 UNKNOWN_FIELD = bytes.fromhex("9a 06 03 61 62 63")  # field 99, three bytes
@@ -142,7 +142,7 @@ def test_clients_that_say_nothing_or_half_a_frame_keep_nobody_waiting(server):
         began = time.monotonic()
         for request, kind in zip(server.requests, server.kinds):
             assert kind_of(ask(server.address, request)) == kind
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 8  # half a frame may take 10 s
     finally:
         for sock in silent:
             sock.close()
@@ -159,7 +159,7 @@ def test_a_request_that_announces_too_much_is_closed_at_once_and_takes_no_memory
     for length in (65_537, 8 << 30, 2**40, 2**63, 2**64 - 1):
         with connect(server.address) as sock:
             sock.sendall(length.to_bytes(8, "big") + b"x")
-            assert is_closed(sock, 3), length  # well before the 10 s that a frame may take
+            assert is_closed(sock, 8), length  # before the 10 s that a frame may take
     assert server.program.resident() - before < 5_000_000
     assert server.serves()
 
@@ -189,15 +189,15 @@ def impatient_tracker(make_file, run_patched):
 @pytest.mark.parametrize("at_once", [b"\0", bytes.fromhex("00 00 00 00 00 00 40 00")], ids=["in_the_length", "in_the_message"])
 def test_a_request_that_dribbles_is_closed_when_the_time_for_a_whole_frame_is_over(impatient_tracker, at_once):
     with connect(impatient_tracker("peer.FRAME_SECONDS = 0.3")) as sock:
-        sock.sendall(at_once)
         began = time.monotonic()
+        sock.sendall(at_once)
         while not is_closed(sock, 0.05):
-            assert time.monotonic() - began < 3, "a byte every 50 ms keeps the connection open"
+            assert time.monotonic() - began < SECONDS, "a byte every 50 ms keeps the connection open"
             try:
                 sock.sendall(b"\0")
             except ConnectionError:
                 break
-        assert time.monotonic() - began > 0.2
+        assert time.monotonic() - began >= 0.3
 
 
 @pytest.mark.spec("WF-9")
@@ -205,29 +205,47 @@ def test_a_request_that_stops_in_the_middle_is_closed_when_its_time_is_over(impa
     port = impatient_tracker("peer.FRAME_SECONDS = 0.3")
     with connect(port) as idle, connect(port) as sock:
         sock.sendall(framed(FOREIGN[0])[:9])
-        assert is_closed(sock, 3)
+        assert is_closed(sock)
         assert not is_closed(idle, 0.01)  # its time runs from its first byte
 
 
 @pytest.mark.spec("WF-10")
 def test_an_idle_connection_is_closed_in_the_end(impatient_tracker):
     port = impatient_tracker("peer.IDLE_SECONDS = 0.3")
-    with connect(port) as silent, connect(port) as served:
-        ask(served, FOREIGN[0])
-        assert is_closed(silent, 3) and is_closed(served, 3)
+
+    def served():
+        """A connection on which a request was answered; None if it was closed before, as that request came late."""
+        sock = connect(port)
+        try:
+            ask(sock, FOREIGN[0])
+            return sock
+        except (EOFError, ConnectionError):
+            sock.close()
+    with connect(port) as silent, eventually(served, what="an answer") as sock:
+        assert is_closed(silent) and is_closed(sock)
+
+
+TELLS_WHEN_IT_WAITS = """
+read_frame = peer.read_frame
+def tell_and_read(*arguments):
+    print("waits", flush=True)
+    return read_frame(*arguments)
+peer.read_frame = tell_and_read
+"""
 
 
 @pytest.mark.spec("WF-13")
-def test_a_full_server_closes_the_connection_that_has_waited_longest(impatient_tracker):
-    port = impatient_tracker("peer.MAX_CONNECTIONS = 4")
+def test_a_full_server_closes_the_connection_that_has_waited_longest(make_file, run_patched):
+    program = run_patched("tracker", "peer.MAX_CONNECTIONS = 4" + TELLS_WHEN_IT_WAITS, [make_file(1000)[0], "--port", "0", "--no-seed"])
+    port = int(program.wait_for(r"listening on port (\d+)$")[1])
     crowd = [connect(port) for _ in range(4)]
     try:
-        for sock in [*crowd, crowd[0]]:  # the first asks again, so the second has waited longest
+        for count, sock in enumerate([*crowd, crowd[0]], start=1):  # the first asks again, so the second has waited longest
             ask(sock, FOREIGN[0])
-            time.sleep(0.05)  # until it waits again
+            eventually(lambda: program.output.count("waits") == 4 + count, what="the server's wait for its next request")
         with connect(port) as another:
             assert ask(another, FOREIGN[0]).WhichOneof("type") == "bad"
-            assert is_closed(crowd[1], 3)
+            assert is_closed(crowd[1])
             for sock in (crowd[0], crowd[2], crowd[3], another):
                 assert ask(sock, FOREIGN[0]).WhichOneof("type") == "bad"
     finally:

@@ -9,7 +9,7 @@ import pytest
 
 import messages_pb2 as pb
 from harness import (CHUNK, ask, connect, content_id, describe, eventually, finished, is_refused, join, listed, live,
-                     peer_command, some_bytes)
+                     peer_command, peer_list, some_bytes, timely)
 
 
 @pytest.fixture
@@ -110,8 +110,11 @@ def test_the_lowest_and_the_highest_port_are_listed(tracker):
 def test_joining_again_leaves_one_entry_with_a_new_lease_while_the_old_port_expires(make_file, run_tracker):
     path, _ = make_file(1)
     port = run_tracker(path, expire=1, extra=["--no-seed"]).port
-    ask(port, join("127.0.0.1:5001"))
-    assert listed(ask(port, join("127.0.0.1:5002"))) == ["127.0.0.1:5001", "127.0.0.1:5002"]  # it is back, on another port
+
+    def be_back_on_another_port():
+        ask(port, join("127.0.0.1:5001"))
+        return listed(ask(port, join("127.0.0.1:5002")))
+    assert timely(be_back_on_another_port, 1) == ["127.0.0.1:5001", "127.0.0.1:5002"]
 
     def only_the_new_one_is_left():
         answer = listed(ask(port, join("127.0.0.1:5002")))
@@ -173,9 +176,13 @@ def test_of_five_thousand_joins_from_one_address_a_thousand_are_listed(make_file
 @pytest.mark.parametrize("bound", ["MAX_PEERS", "MAX_PEERS_PER_IP"])
 def test_a_full_tracker_has_room_again_when_leases_have_run_out(make_file, run_patched, bound):
     path, _ = make_file(1)
-    tracker = run_patched("tracker", f"tracker.{bound} = 3", [path, "--port", "0", "--no-seed", "--expire", "0.3"])
+    tracker = run_patched("tracker", f"tracker.{bound} = 3", [path, "--port", "0", "--no-seed", "--expire", "0.5"])
     port = int(tracker.wait_for(r"listening on port (\d+)$")[1])
-    answers = [ask(port, join(f"127.0.0.1:{5001 + n}")) for n in range(4)]
+
+    def four_joins():
+        eventually(lambda: not ask(port, peer_list()).peer_list.addresses, what="the end of all leases")
+        return [ask(port, join(f"127.0.0.1:{5001 + n}")) for n in range(4)]
+    answers = timely(four_joins, 0.5)
     assert [len(listed(answer)) for answer in answers[:3]] == [1, 2, 3]
     assert is_refused(answers[3], pb.FULL)
     eventually(lambda: ask(port, join("127.0.0.1:5004")).WhichOneof("type") == "peer_list", what="room for another peer")

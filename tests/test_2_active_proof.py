@@ -6,7 +6,7 @@ import pytest
 
 import messages_pb2 as pb
 from harness import (CHUNK, active_proof, ask, connect, content_id, describe, eventually, framed, is_refused, join, listed,
-                     live, peer_list, receive_body, silent)
+                     live, peer_list, receive_body, silent, timely)
 from test_1_join import refuses_what_is_no_address
 
 A, B = "127.0.0.1:5001", "127.0.0.1:5002"
@@ -36,9 +36,10 @@ def test_who_sends_proofs_stays_and_who_sends_none_goes(short_lease):
     ask(short_lease, join(B))
 
     def only_a_is_left():
+        sent = time.monotonic()
         assert ask(short_lease, active_proof(A)).WhichOneof("type") == "ok"
         answer = live(short_lease)
-        assert A in answer
+        assert A in answer or time.monotonic() - sent >= 1
         return answer == [A]
     eventually(only_a_is_left, what="the end of B's lease")
 
@@ -46,34 +47,45 @@ def test_who_sends_proofs_stays_and_who_sends_none_goes(short_lease):
 @pytest.mark.spec("AP-1", "AP-2", "AP-3")
 @pytest.mark.fault(20)
 def test_a_peer_is_listed_for_one_lease_after_its_last_proof_and_again_after_its_next(short_lease):
-    """Whatever was listed in answer to a request was alive when that was sent: no tolerance is needed."""
-    began, seen = {}, {}  # address -> when its lease began; when a request was sent whose answer named it
+    """What an answer names was alive when its request was sent; what it does not name was none when it came: however slow a machine is."""
+    leases = {}  # address -> (when the request was sent with which its lease began, when that was answered)
+    at_least, at_most = {}, {}  # address -> seconds for which it was seen listed, after which it was seen gone
     with connect(short_lease) as sock:
-        for port in range(5001, 5009):
-            ask(sock, join(f"127.0.0.1:{port}"))
-            began[f"127.0.0.1:{port}"] = time.monotonic()
-            time.sleep(0.03)  # so that they end at different times between two sweeps
-        ask(sock, active_proof(A))
-        began[A] = time.monotonic()
+        def renew(address, request):
+            sent = time.monotonic()
+            ask(sock, request)
+            leases[address] = sent, time.monotonic()
 
         def all_are_gone():
             sent = time.monotonic()
             answer = live(sock)
-            seen.update(dict.fromkeys(answer, sent))
+            came = time.monotonic()
+            at_least.update({address: sent - leases[address][1] for address in answer})
+            for address in set(leases) - set(answer):
+                at_most.setdefault(address, came - leases[address][0])
             return not answer
+
+        def late_proof():
+            eventually(lambda: not live(sock), what="the end of all leases")
+            assert ask(sock, active_proof(B)).WhichOneof("type") == "ok"  # too late, and yet it counts
+            return live(sock), [address for address in listed(ask(sock, join(A))) if address in (A, B)]
+
+        for port in range(5001, 5009):
+            renew(f"127.0.0.1:{port}", join(f"127.0.0.1:{port}"))
+            time.sleep(0.03)  # so that they end at different times between two sweeps
+        renew(A, active_proof(A))
         eventually(all_are_gone, what="the end of all leases")
-        assert ask(sock, active_proof(B)).WhichOneof("type") == "ok"  # too late, and yet it counts
-        assert live(sock) == [B]
-        assert [address for address in listed(ask(sock, join(A))) if address in (A, B)] == [A, B]
-    leases = {address: seen[address] - began[address] for address in began}
-    assert max(leases.values()) <= 1.01 and min(leases.values()) > 0.6, leases
+        assert timely(late_proof, 1) == ([B], [A, B])
+    assert max(at_least.values(), default=0) <= 1.01 and min(at_most.values()) >= 0.99, (at_least, at_most)
 
 
 @pytest.mark.spec("AP-2")
 @pytest.mark.fault(22)
 def test_a_proof_of_a_peer_that_never_joined_here_lists_it(short_lease):
-    assert ask(short_lease, active_proof("10.9.9.9:5001")).WhichOneof("type") == "ok"
-    assert live(short_lease) == [A]
+    def prove():
+        assert ask(short_lease, active_proof("10.9.9.9:5001")).WhichOneof("type") == "ok"
+        return live(short_lease)
+    assert timely(prove, 1) == [A]
 
 
 @pytest.mark.spec("AP-5")
@@ -106,16 +118,30 @@ def test_a_proof_of_another_file_is_refused_and_not_listed(make_file, run_tracke
 
 
 @pytest.mark.spec("AP-7", "WF-10")
-def test_a_proof_counts_though_its_sender_does_not_wait_for_the_answer(short_lease):
-    with connect(short_lease) as sock:
+def test_a_proof_counts_though_its_sender_does_not_wait_for_the_answer(make_file, run_tracker):
+    port = run_tracker(make_file(1)[0], extra=["--no-seed"]).port
+    with connect(port) as sock:
         sock.sendall(framed(active_proof(A)))
-    eventually(lambda: live(short_lease) == [A], seconds=0.9, what="the proof")
+    eventually(lambda: live(port) == [A], what="the proof")
 
 
-# What a peer does. A third of a lease of 0.6 s is 0.2 s: four proofs are due within 0.8 s. A peer
-# that sends one in half of a lease needs 1.2 s for them.
+# What a peer does.
 
-LEASE_MS, PROOFS, SECONDS = 600, 4, 1.1
+LEASE_MS, PROOFS = 600, 4
+
+
+def proves_every_third(tracker, lease_ms=LEASE_MS):
+    """Wait until the time that usually is between two proofs is nearer to a third of the lease than to half of it.
+
+    The usual one is the median of five or more: a busy machine makes some longer, and the next ones shorter.
+    """
+    lease = lease_ms / 1000
+
+    def usual():
+        times = tracker.times("active_proof")
+        gaps = sorted(after - before for before, after in zip(times, times[1:]))
+        return gaps[len(gaps) // 2] if len(gaps) >= 5 else lease
+    eventually(lambda: usual() < 0.42 * lease, what=f"Active Proof every third of {lease_ms} ms")
 
 
 @pytest.fixture
@@ -136,7 +162,7 @@ def test_a_peer_proves_itself_every_third_of_the_lease_with_its_port_and_file(pr
         proof = tracker.wait_for("active_proof", count)
         assert proof.listening_addr.rpartition(":")[2] == joined.rpartition(":")[2]
         assert proof.content_id in (b"", content_id(describe(data)))
-    assert tracker.times("active_proof")[PROOFS - 1] - tracker.times("join")[0] < SECONDS
+    proves_every_third(tracker)
 
 
 @pytest.mark.spec("AP-7")
@@ -159,7 +185,7 @@ def test_a_peer_goes_on_proving_itself_after_proofs_that_failed(proving):
 def test_a_proof_that_is_never_answered_does_not_hold_up_the_next(proving):
     tracker, _, _ = proving()
     tracker.answers["active_proof"] = silent
-    tracker.wait_for("active_proof", 3, seconds=3)
+    tracker.wait_for("active_proof", 3)  # before the 20 s that two waits for an answer take
 
 
 @pytest.mark.spec("AP-6")

@@ -5,7 +5,6 @@ import select
 import socket
 import struct
 import threading
-import time
 
 import pytest
 
@@ -173,7 +172,7 @@ def test_an_asker_that_stops_reading_keeps_nobody_else_from_being_answered(seed)
     address = seed(data, chunk_size=BIG)
     eventually(lambda: held_by(address) == [0], what="the peer's list of its chunk")
     with connect(address) as other, ask_and_stop_reading(address):
-        other.settimeout(SECONDS / 2)  # well before the peer gives the first one up
+        other.settimeout(0.8 * SECONDS)  # before the peer gives the first one up
         assert list(ask(other, chunks_query()).chunks_query.chunk_ids) == [0]
         assert is_refused(ask(other, fetch_chunk(1)), pb.NO_SUCH_CHUNK)
         assert ask(other, fetch_chunk(0)).chunk == data
@@ -181,14 +180,14 @@ def test_an_asker_that_stops_reading_keeps_nobody_else_from_being_answered(seed)
 
 @pytest.mark.spec("FC-14")
 @pytest.mark.fault(13)
-@pytest.mark.parametrize("reads", [0, 200_000], ids=["not_at_all", "too_slowly"])
-@pytest.mark.takes(1)
+@pytest.mark.parametrize("reads", [0, 16_384], ids=["not_at_all", "too_slowly"])
+@pytest.mark.takes(2)
 def test_an_asker_that_stops_reading_loses_its_slot(fake_tracker, run_patched, tmp_path, reads):
-    """Every 20 ms the askers read so many bytes. Silence may last for 0.5 s, the whole answer for 0.75 s."""
+    """Every 20 ms the askers read so many bytes: 20 s for all. Silence may last for a second, the whole answer for two."""
     data = some_bytes(BIG)
     (tmp_path / "out.bin").write_bytes(data)
     tracker = fake_tracker(data, chunk_size=BIG)
-    run_patched("peer", "peer.FRAME_SECONDS = 0.5; peer.SLOWEST_LINK = 64 * peer.MIB", [f"127.0.0.1:{tracker.port}", tmp_path / "out.bin"])
+    run_patched("peer", "peer.FRAME_SECONDS = 1; peer.SLOWEST_LINK = 16 * peer.MIB", [f"127.0.0.1:{tracker.port}", tmp_path / "out.bin"])
     address = tracker.joiner()
     eventually(lambda: held_by(address) == [0], what="the peer's list of its chunk")
     stalled = [ask_and_stop_reading(address) for _ in range(2)]
@@ -201,13 +200,18 @@ def test_an_asker_that_stops_reading_loses_its_slot(fake_tracker, run_patched, t
                     sock.recv(reads)
                 except OSError:
                     return
+
+    def served():
+        """Whether a quick asker gets its turn, and the whole chunk before its own time is over."""
+        try:
+            return ask(address, fetch_chunk(0)).chunk == data
+        except (EOFError, ConnectionError):
+            return False
     reader = threading.Thread(target=read_slowly)
     if reads:
         reader.start()
     try:
-        began = time.monotonic()
-        assert ask(address, fetch_chunk(0)).chunk == data
-        assert 0.2 < time.monotonic() - began < 2.5
+        eventually(served, what="a free slot")
     finally:
         ended.set()
         if reads:

@@ -15,7 +15,8 @@ import pytest
 import messages_pb2 as pb
 from harness import (CHUNK, SECONDS, ask, chunks_query, connect, content_id, describe, eventually, fetch_chunk, framed, is_refused, silent, split)
 from test_0_wire import UNKNOWN_FIELD
-from test_3_peer_list import NO_NEIGHBORS, leeching  # noqa: F401  (the second is a fixture)
+from test_2_active_proof import LEASE_MS, PROOFS, proves_every_third
+from test_3_peer_list import NO_NEIGHBORS, asks_again_within_a_second, leeching  # noqa: F401  (the second is a fixture)
 from test_4_chunks_query import IDS, SIZE, data, ids, start  # noqa: F401  (data and start are fixtures)
 
 
@@ -54,7 +55,7 @@ def test_an_asker_learns_what_a_neighbor_holds_that_was_started_anew(start, fake
     address, _ = start(neighbor)
     eventually(lambda: ids(address) == [CHUNK], what="chunk 1")
     neighbor.held = [1, 2]
-    eventually(lambda: sorted(ids(address)) == [0, CHUNK, 2 * CHUNK], seconds=4, what="chunk 0 of the successor")
+    eventually(lambda: sorted(ids(address)) == [0, CHUNK, 2 * CHUNK], what="chunk 0 of the successor")
 
 
 @pytest.mark.spec("CQ-4", "FC-8")
@@ -204,14 +205,8 @@ def test_a_peer_skips_what_is_no_address_and_looks_no_name_up(leeching, fake_pee
 @pytest.mark.takes(2)
 def test_a_leecher_that_nobody_can_serve_asks_for_the_list_again_within_a_second(leeching, fake_peer, useless_neighbor):
     tracker, out, data = leeching([fake_peer(b"").address] if useless_neighbor else [])
-    if useless_neighbor:
-        tracker.wait_for("peer_list")  # and again after the first time
-    else:
-        tracker.joiner()
+    asks_again_within_a_second(tracker)
     tracker.peers.append(fake_peer(data).address)
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 1)
-    last, this = sorted(tracker.times("join") + tracker.times("peer_list"))[-2:]
-    assert this - last < 1.5
     eventually(out.exists, what="a complete file")
     assert out.read_bytes() == data
 
@@ -223,22 +218,21 @@ def test_a_leecher_whose_neighbors_hold_only_what_it_has_asks_for_the_list_again
     tracker, _, _ = leeching([neighbor.address], size=2 * CHUNK)
     address = tracker.joiner()
     eventually(lambda: ask(address, chunks_query()).chunks_query.chunk_ids == [CHUNK], what="the chunk that there is")
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 1, seconds=2)
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 1, seconds=4)  # before the five that pass while there is enough to be had
 
 
 @pytest.mark.spec("AP-4")
 @pytest.mark.takes(1)
 def test_a_leecher_that_waits_for_a_chunk_proves_itself_every_third_of_the_lease(fake_tracker, fake_peer, run_peer, data, tmp_path):
-    """See test_2_active_proof.py for the numbers."""
     neighbor = fake_peer(data)
     neighbor.answers["fetch_chunk"] = silent
-    tracker = fake_tracker(data, [neighbor.address], lease_ms=600)
+    tracker = fake_tracker(data, [neighbor.address], lease_ms=LEASE_MS)
     run_peer(tracker.port, tmp_path / "out.bin")
-    for count in range(1, 5):
+    for count in range(1, PROOFS + 1):
         proof = tracker.wait_for("active_proof", count)
         assert proof.listening_addr.rpartition(":")[2] == tracker.joiner().rpartition(":")[2]
         assert proof.content_id in (b"", content_id(describe(data)))
-    assert tracker.times("active_proof")[3] - tracker.times("join")[0] < 1.1
+    proves_every_third(tracker)
     neighbor.wait_for("fetch_chunk")
 
 
@@ -332,14 +326,14 @@ def bad(code):
 def test_an_asker_that_is_told_busy_pauses_at_random_and_asks_again(make_file, fake_peer, fetch):
     _, data = make_file(3 * CHUNK - 1000)
     neighbor = fake_peer(data)
-    neighbor.answers["fetch_chunk"] = lambda request, sock: bad(pb.BUSY) if neighbor.count("fetch_chunk") < 8 else neighbor.on_fetch_chunk(request, sock)
+    neighbor.answers["fetch_chunk"] = lambda request, sock: bad(pb.BUSY) if neighbor.count("fetch_chunk") < 12 else neighbor.on_fetch_chunk(request, sock)
     _, _, out = fetch(data, neighbor)
     completes(out, data)  # to be busy is no broken promise
-    times = neighbor.times("fetch_chunk")[:8]
+    times = neighbor.times("fetch_chunk")[:12]
     pauses = [after - before for before, after in zip(times, times[1:])]
     assert max(pauses) - min(pauses) > 0.02, pauses
     within = [at for at, _, _ in neighbor.requests if times[0] <= at < times[0] + 1]
-    assert times[-1] - times[0] >= 0.35 and len(within) <= 20, pauses
+    assert times[-1] - times[0] >= 0.55 and len(within) <= 20, pauses
 
 
 @pytest.mark.spec("FC-8")
@@ -395,9 +389,9 @@ def reset_in_the_middle(request, sock):
 @pytest.mark.fault(12)
 @pytest.mark.takes(1)
 def test_an_exchange_that_takes_too_long_is_given_up_and_the_chunk_fetched_elsewhere(make_file, fake_peer, fetch_patched):
-    """Silence may last for 0.4 s, an answer for 0.4 s and one second more for every 16 KiB of it.
+    """Silence may last for 0.4 s, an answer for 0.4 s and one second more for every 4 KiB of it.
 
-    That is 4.4 s for three of the chunks, but 0.46 s for the last, short one, which the dribbler has.
+    That is 16.4 s for three of the chunks, but 0.65 s for the last, short one, over which the dribbler would take fifty.
     """
     size = 64 << 10
     _, data = make_file(3 * size + 1000)
@@ -412,31 +406,30 @@ def test_an_exchange_that_takes_too_long_is_given_up_and_the_chunk_fetched_elsew
                 lasted.setdefault(answer.__name__, time.monotonic() - began)
         slow.append(fake_peer(data, [index], size))
         slow[-1].answers["fetch_chunk"] = timed
-    tracker, _, out = fetch_patched("peer.FRAME_SECONDS = 0.4; peer.SLOWEST_LINK = 16 * peer.KIB", data, *slow, chunk_size=size)
+    tracker, _, out = fetch_patched("peer.FRAME_SECONDS = 0.4; peer.SLOWEST_LINK = 4 * peer.KIB", data, *slow, chunk_size=size)
     for neighbor in slow:
         neighbor.wait_for("fetch_chunk")
     tracker.peers.append(fake_peer(data, chunk_size=size).address)
     eventually(lambda: len(lasted) == 4, what="the end of all exchanges")
-    assert max(lasted.values()) < 2, lasted
+    assert max(lasted.values()) < SECONDS, lasted
     completes(out, data)
 
 
 @pytest.mark.spec("FC-11")
 @pytest.mark.takes(1)
 def test_an_answer_that_is_slow_but_in_time_is_taken(make_file, fake_peer, fetch_patched):
-    """It pauses for 0.2 s again and again, which is no silence of 0.4 s; it may take 0.4 s and one second more for 256 KiB."""
+    """It pauses for 0.4 s again and again, which is no silence of a second; all of it takes more than that, and may take two."""
     _, data = make_file(2 * CHUNK)
     slow = fake_peer(data)
 
     def in_pieces(request, sock):
         frame = framed(slow.on_fetch_chunk(request, sock))
         for piece in split(frame, 100_000):
-            time.sleep(0.2)
+            time.sleep(0.4)
             sock.sendall(piece)
     slow.answers["fetch_chunk"] = in_pieces
-    _, _, out = fetch_patched("peer.FRAME_SECONDS = 0.4; peer.SLOWEST_LINK = 256 * peer.KIB", data, slow)
+    _, _, out = fetch_patched("peer.FRAME_SECONDS = 1; peer.SLOWEST_LINK = 256 * peer.KIB", data, slow)
     completes(out, data)
-    assert sorted(slow.fetched()) == [0, CHUNK]
 
 
 @pytest.mark.spec("FC-12", "SW-5")

