@@ -230,6 +230,7 @@ def ask(where, request):
 
 def is_closed(sock, seconds=SECONDS):
     """Whether the other side closes the connection within so many seconds, having sent nothing more."""
+    before = sock.gettimeout()
     sock.settimeout(patience(seconds))
     try:
         came = sock.recv(1)
@@ -238,6 +239,8 @@ def is_closed(sock, seconds=SECONDS):
     except TimeoutError:
         came = None
         trace.ran_out += seconds > 2
+    finally:
+        sock.settimeout(before)  # the next answer may take longer
     if came:
         look_further(sock)
         came = bytes(sock.came) if isinstance(sock, Wire) else came
@@ -355,7 +358,7 @@ EXIT_CODES = {0, 2, 3, 4, 5, 6, 7, 8, 9, 130, 143}  # of SPEC.md, but for 70, a 
 
 
 def nothing_can_come(since={}):
-    """Whether a wait is in vain: a program has crashed, or every one that the test started has ended, for half a second now.
+    """Whether a wait is in vain: a program has crashed, or every one that the test started has ended, for a second now.
 
     A time in which nobody looked counts little: this process may have been held up, with all its threads.
     """
@@ -368,7 +371,7 @@ def nothing_can_come(since={}):
     now = time.monotonic()
     since["ended"] = since.get("ended", 0) + min(now - since.get("looked", now), 0.25)
     since["looked"] = now
-    return since["ended"] > 0.5
+    return since["ended"] > 1
 
 
 # Programs as processes.

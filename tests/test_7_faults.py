@@ -243,8 +243,8 @@ def test_more_idle_connections_than_there_is_room_for_are_bounded_and_hold_up_ne
         for _ in range(540):
             idle.append(connect(address))
         assert ask(address, chunks_query()).WhichOneof("type") == "chunks_query"
-        assert all(is_closed(sock) for sock in idle[:20]), "those who have waited longest make room"
-        assert not any(is_closed(sock, 0.001) for sock in idle[-20:])
+        closed = eventually(lambda: len(found := [number for number, sock in enumerate(idle) if is_closed(sock, 0.001)]) >= 28 and found, what="room for 28 more than 512")
+        assert max(closed) < 270, "those who have waited longest make room, as nearly as threads begin in the order of their connections"
         if sys.platform == "linux":
             assert len(os.listdir(f"/proc/{program.pid}/task")) < 512 + 70, "512 connections, 50 neighbors, and a few"
         program.signal(signal.SIGINT)

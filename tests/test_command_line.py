@@ -17,7 +17,7 @@ import pytest
 
 import harness
 from harness import (CHUNK, SECONDS, active_proof, ask, chunks_query, connect, describe, eventually, fetch_chunk, finished, framed, join,
-                     peer_command, peer_list, split, tracker_command)
+                     peer_command, peer_list, split, timely, tracker_command)
 
 SIZE = 2 * CHUNK + 1000  # three chunks, the last one short
 OPTIONS = ["--host", "--port", "--upload-limit", "--events", "--quiet", "--version"]  # of both programs
@@ -263,7 +263,7 @@ def test_told_to_seed_for_half_a_second_a_peer_leaves_after_that(fake_tracker, f
     peer = run_peer(tracker.port, tmp_path / "out", extra=["--seed-for", "0.5", "--events", str(tmp_path / "events")])
     peer.ends_with(0)
     (complete,) = events_in(tmp_path / "events", "complete")
-    assert 0.5 <= time.monotonic() - complete["t"] < 3
+    assert time.monotonic() - complete["t"] >= 0.5
 
 
 @pytest.mark.spec("CL-8")
@@ -275,10 +275,10 @@ def test_told_to_leave_a_peer_that_has_the_file_already_leaves_at_once(fake_trac
 @pytest.mark.spec("CL-10", "CL-13")
 def test_a_tracker_that_does_not_answer_is_tried_again_with_growing_pauses(ending, run_patched, tmp_path):
     tracker = ending(harness.FakeServer())  # it knows no answer: each request ends its connection
-    run_patched("peer", "peer.TRACKER_SECONDS = 1", [tracker.address, tmp_path / "out"]).ends_with(3, "no tracker")
+    run_patched("peer", "peer.TRACKER_SECONDS = 2", [tracker.address, tmp_path / "out"]).ends_with(3, "no tracker")
     times = tracker.times("join")
     pauses = [after - before for before, after in zip(times, times[1:])]
-    assert len(pauses) >= 3 and pauses[2] > 1.5 * pauses[0], pauses
+    assert 2 <= len(pauses) <= 6 and all(pause > 0.9 * least for pause, least in zip(pauses, [0.1, 0.2, 0.4, 0.8])), pauses
     assert os.listdir(tmp_path) == []
 
 
@@ -345,9 +345,12 @@ def test_a_rate_is_in_bytes_per_second_and_takes_the_same_units(make_file, run_t
     path, data = make_file(CHUNK)
     tracker = run_tracker(path, extra=["--upload-limit", rate])
     seeder = the_seeder(tracker)
-    began = time.monotonic()
-    assert ask(seeder, fetch_chunk(0)).chunk == data
-    assert 0.2 < time.monotonic() - began < 2  # a chunk of 256 KiB takes a quarter of a second
+
+    def fetch():
+        began = time.monotonic()
+        assert ask(seeder, fetch_chunk(0)).chunk == data
+        return time.monotonic() - began
+    assert 0.2 < timely(fetch, 1) < 1  # a chunk of 256 KiB takes a quarter of a second; at as many bits a second it would take two
 
 
 def read_all_the_time(address, seconds, arrivals):
@@ -355,6 +358,7 @@ def read_all_the_time(address, seconds, arrivals):
     frame = len(framed(harness.Response(chunk=bytes(CHUNK))))
     request = framed(fetch_chunk(0))
     with connect(address) as sock:
+        arrivals.append((time.monotonic(), 0))
         sock.sendall(2 * request)
         total, end = 0, time.monotonic() + seconds
         while time.monotonic() < end:
@@ -366,7 +370,11 @@ def read_all_the_time(address, seconds, arrivals):
 
 @pytest.mark.spec("CL-14")
 def test_the_upload_limit_holds_within_3_percent_over_all_uploads_together(fake_tracker, run_peer, make_file):
-    """The one test here that must take its time: what is promised is an average over 5 s."""
+    """The one test here that must take its time: what is promised is an average over 5 s.
+
+    At most so many bytes may come between the first request and any later moment, however busy this machine is. A time
+    in which nothing came for longer than 0.1 s does not count against the program: one of the two was held up.
+    """
     path, data = make_file(2 * CHUNK)
     tracker = fake_tracker(data)
     run_peer(tracker.port, path, extra=["--upload-limit", "2M"]).wait_for("^complete")
@@ -377,10 +385,10 @@ def test_the_upload_limit_holds_within_3_percent_over_all_uploads_together(fake_
     for thread in askers:
         thread.join()
     arrivals.sort()
-    first = arrivals[0][0]
-    within = [(at, count) for at, count in arrivals if at <= first + 5]
-    rate = sum(count for _, count in within[1:]) / (within[-1][0] - first)
-    assert abs(rate / (2 << 20) - 1) < 0.03, f"{rate:.0f} bytes per second"
+    within = [(at, count) for at, count in arrivals if at <= arrivals[0][0] + 5]
+    gaps = [later - earlier for (earlier, _), (later, _) in zip(within, within[1:])]
+    due, total = 2 << 20, sum(count for _, count in within)
+    assert total / sum(gaps) < 1.03 * due and total / sum(gap for gap in gaps if gap < 0.1) > 0.97 * due, f"{total / sum(gaps):.0f} bytes per second"
 
 
 # What is printed.
@@ -523,12 +531,12 @@ def test_every_kind_of_event_is_written_with_its_time_and_its_fields(make_file, 
     path, _ = make_file(SIZE)
     trackers, peers = tmp_path / "tracker.events", tmp_path / "peer.events"
     began = time.monotonic()
-    tracker = run_tracker(path, expire=0.5, extra=["--events", str(trackers)])
+    tracker = run_tracker(path, expire=1, extra=["--events", str(trackers)])
     seeder = the_seeder(tracker)
     run_peer(tracker.port, tmp_path / "out", extra=["--events", str(peers)])
     eventually(lambda: events_in(peers, "complete") and events_in(peers, "neighbor_dropped"), what="the peer's last events")
     ask(tracker.port, active_proof("127.0.0.1:5000"))  # of nobody that joined: it is listed, and expires
-    eventually(lambda: events_in(trackers, "expired"), what="the end of a lease")
+    eventually(lambda: "127.0.0.1:5000" in [event["peer"] for event in events_in(trackers, "expired")], what="the end of its lease")
 
     for path, kinds in ((trackers, {"start", "joined", "listed", "expired", "sent", "complete"}),
                         (peers, {"start", "joined", "neighbor_added", "neighbor_dropped", "fetched", "complete"})):
@@ -538,7 +546,7 @@ def test_every_kind_of_event_is_written_with_its_time_and_its_fields(make_file, 
             assert began <= event["t"] <= time.monotonic()
             for field, kind in FIELDS[event["event"]].items():
                 assert isinstance(event[field], kind), event
-    assert events_in(trackers, "listed")[0]["peer"] == events_in(trackers, "expired")[0]["peer"] == "127.0.0.1:5000"
+    assert "127.0.0.1:5000" in [event["peer"] for event in events_in(trackers, "listed")]
     assert sum(event["bytes"] for event in events_in(trackers, "sent")) == SIZE
     fetched = events_in(peers, "fetched")
     assert sorted((event["chunk"], event["bytes"]) for event in fetched) == [(0, CHUNK), (CHUNK, CHUNK), (2 * CHUNK, 1000)]
@@ -584,6 +592,6 @@ def test_whatever_the_wall_clock_does_a_peer_fetches_and_proves_in_time(fake_tra
     tracker = fake_tracker(data, [fake_peer(data).address], lease_ms=300)
     peer = run_patched("peer", clock, [tracker.address, tmp_path / "out"])
     peer.wait_for("^complete")
-    tracker.wait_for("active_proof", 3)
+    tracker.wait_for("active_proof", 10)
     times = tracker.times("active_proof")
-    assert times[2] - times[0] > 0.1, "proofs came without a pause"
+    assert times[9] - times[0] > 0.1, "proofs came without a pause"

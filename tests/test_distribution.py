@@ -159,7 +159,7 @@ def test_another_peer_py_is_run_and_what_it_says_when_it_ends_is_shown(tmp_path)
 
 
 def children_of(pid):
-    shown = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    shown = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
     return {int(line.split()[0]): line for line in shown.splitlines() if ".py" in line}
 
 

@@ -81,15 +81,16 @@ os.pwrite = full
 
 @pytest.mark.fault(29)
 @pytest.mark.spec("CL-11", "CL-13", "CL-4")
-def test_a_full_disk_ends_the_peer_and_what_came_is_kept(swarm, run_patched, run_peer, tmp_path):
-    tracker, neighbor, data = swarm
+def test_a_full_disk_ends_the_peer_and_what_came_is_kept(swarm, fake_peer, run_patched, run_peer, tmp_path):
+    tracker, _, data = swarm
     out, part = tmp_path / "out", tmp_path / "out.part"
     run_patched("peer", NO_ROOM_AFTER_TWO, [tracker.address, out]).ends_with(6, os.strerror(errno.ENOSPC))
     kept = right_chunks(part, data)
     assert len(kept) == 2 and not out.exists()
-    neighbor.requests.clear()
+    another = fake_peer(data)
+    tracker.peers[:] = [another.address]
     run_peer(tracker.port, out, extra=["--leave"]).ends_with(0)  # with room again
-    assert sorted(kept + neighbor.fetched()) == [0, CHUNK, 2 * CHUNK, 3 * CHUNK]
+    assert sorted(kept + another.fetched()) == [0, CHUNK, 2 * CHUNK, 3 * CHUNK]
     assert out.read_bytes() == data
 
 
@@ -294,8 +295,8 @@ def test_after_kill_9_at_half_only_what_is_missing_crosses_the_wire(stuck_swarm,
 
 @pytest.mark.fault(33)
 @pytest.mark.spec("CL-4")
-def test_after_kill_9_what_was_spoilt_in_out_part_is_found_and_fetched_again(stuck_swarm, run_peer, tmp_path):
-    tracker, neighbor, data = stuck_swarm
+def test_after_kill_9_what_was_spoilt_in_out_part_is_found_and_fetched_again(stuck_swarm, fake_peer, run_peer, tmp_path):
+    tracker, _, data = stuck_swarm
     out, part = tmp_path / "out", tmp_path / "out.part"
     peer = run_peer(tracker.port, out)
     address = tracker.joiner()
@@ -305,11 +306,10 @@ def test_after_kill_9_what_was_spoilt_in_out_part_is_found_and_fetched_again(stu
     with open(part, "r+b") as file:
         file.seek(spoilt + 500)
         file.write(b"spoilt")
-    neighbor.released.set()
-    eventually(lambda: neighbor.connections[-1].fileno() == -1, what="the end of the first run's connections")
-    neighbor.requests.clear()
+    honest = fake_peer(data)
+    tracker.peers[:] = [honest.address]
     run_peer(tracker.port, out, extra=["--leave"]).ends_with(0)
-    assert spoilt in neighbor.fetched() and kept not in neighbor.fetched()
+    assert spoilt in honest.fetched() and kept not in honest.fetched()
     assert out.read_bytes() == data
 
 
@@ -391,15 +391,16 @@ def test_a_file_that_is_cut_while_a_chunk_of_it_is_sent_ends_that_connection_onl
 @pytest.mark.spec("FC-13", "FC-9", "CL-3", "SW-7")
 def test_a_leecher_is_never_completed_from_a_file_that_was_overwritten(make_file, run_tracker, run_patched, tmp_path):
     path, data = make_file(SIZE)
-    tracker = run_tracker(path, extra=["--upload-limit", "1M"])
-    peer = run_patched("peer", "peer.LOST_SECONDS = 0.5", [f"127.0.0.1:{tracker.port}", tmp_path / "out", "--events", tmp_path / "events"])
+    tracker = run_tracker(path, extra=["--upload-limit", "64K", "--chunk-size", "16K"])  # twelve seconds, unless it is changed meanwhile
+    the_seeder(tracker)
+    peer = run_patched("peer", "peer.LOST_SECONDS = 2", [f"127.0.0.1:{tracker.port}", tmp_path / "out", "--events", tmp_path / "events"])
     eventually(lambda: events_in(tmp_path / "events", "fetched"), what="a first chunk")
     path.write_bytes(bytes(SIZE))
     peer.ends_with(7, "lost")
     there = (tmp_path / "out.part").read_bytes()
     assert not (tmp_path / "out").exists()
-    for at in range(0, SIZE, CHUNK):
-        assert there[at:at + CHUNK] in (data[at:at + CHUNK], bytes(min(CHUNK, SIZE - at)))
+    for at in range(0, SIZE, 16 << 10):
+        assert there[at:at + (16 << 10)] in (data[at:at + (16 << 10)], bytes(min(16 << 10, SIZE - at)))
 
 
 # Row 35: what cannot be distributed.
@@ -429,9 +430,10 @@ def test_a_file_that_is_no_regular_file_is_refused_with_one_line(tmp_path, monke
 SIGNALS = pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 
 
-def ends_within_a_second(program, number, code):
+def ends_soon(program, number, code):
+    """Check that a signal ends a program within a second, and the time that a busy machine may take; a mistake takes ten seconds or more."""
     program.signal(number)
-    program.wait(1)
+    program.wait(8)
     return program.ends_with(code)
 
 
@@ -442,7 +444,7 @@ def test_a_signal_ends_a_peer_that_waits_for_its_tracker(ending, run_peer, tmp_p
     tracker = ending(harness.FakeServer())  # it knows no answer: each request ends its connection
     peer = run_peer(tracker.address, tmp_path / "out")
     tracker.wait_for("join", 2)
-    ends_within_a_second(peer, number, code)
+    ends_soon(peer, number, code)
 
 
 @pytest.mark.fault(36)
@@ -455,7 +457,7 @@ def test_a_signal_ends_a_peer_whose_tracker_is_silent(ending, run_peer, tmp_path
     peer = run_peer(tracker.address, tmp_path / "out")
     tracker.wait_for("join")
     try:
-        ends_within_a_second(peer, number, code)
+        ends_soon(peer, number, code)
     finally:
         released.set()
 
@@ -468,7 +470,7 @@ def test_a_signal_ends_a_peer_that_downloads_and_what_came_is_kept(stuck_swarm, 
     peer = run_peer(tracker.port, tmp_path / "out")
     address = tracker.joiner()
     offered = eventually(lambda: len(held_by(address)) == 2 and held_by(address), what="two chunks")
-    ends_within_a_second(peer, number, code)
+    ends_soon(peer, number, code)
     assert right_chunks(tmp_path / "out.part", data) == sorted(offered) and os.listdir(tmp_path) == ["out.part"]
 
 
@@ -483,7 +485,7 @@ def test_a_signal_ends_a_peer_that_seeds_also_in_the_middle_of_a_chunk(swarm, ru
         peer.wait_for("^complete")
         sock.sendall(framed(fetch_chunk(0)))
         receive_bytes(sock, 20)
-        ends_within_a_second(peer, number, code)
+        ends_soon(peer, number, code)
     assert (tmp_path / "out").read_bytes() == data
 
 
@@ -495,7 +497,7 @@ def test_a_signal_ends_the_tracker_with_connections_open(make_file, run_tracker,
     tracker = run_tracker(make_file(SIZE)[0], extra=extra)
     with connect(tracker.port) as sock:
         ask(sock, join("127.0.0.1:5000"))
-        ends_within_a_second(tracker, number, code)
+        ends_soon(tracker, number, code)
 
 
 @pytest.mark.fault(36)
@@ -508,7 +510,7 @@ import os
 def slowly(read):
     def slow(*arguments):
         print("reading", flush=True)
-        time.sleep(2)
+        time.sleep(20)
         return read(*arguments)
     return slow
 os.pread, os.preadv = slowly(os.pread), slowly(getattr(os, "preadv", None))
@@ -517,7 +519,7 @@ os.pread, os.preadv = slowly(os.pread), slowly(getattr(os, "preadv", None))
     path, _ = make_file(data)
     program = run_patched(module, slow, [path, "--port", "0"] if module == "tracker" else [tracker.address, path])
     program.wait_for("reading")
-    ends_within_a_second(program, number, code)
+    ends_soon(program, number, code)
 
 
 NEVER_THE_MAIN_THREAD = """
@@ -529,7 +531,7 @@ SLOW_NAMES = """
 import hashlib, socket
 def look_up(*arguments, **options):  # as getaddrinfo does: seconds in C, where no Python runs
     print("looking up", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 20_000_000)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)
 socket.getaddrinfo = look_up
 """
 
@@ -541,7 +543,7 @@ def test_a_signal_ends_a_peer_that_waits_for_a_name_to_be_looked_up(run_patched,
     peer = run_patched("peer", SLOW_NAMES, ["tracker.example:8000", tmp_path / "out"])
     peer.wait_for("looking up")
     time.sleep(0.1)  # the fault's time: from the line to the look-up
-    ends_within_a_second(peer, number, code)
+    ends_soon(peer, number, code)
 
 
 @pytest.mark.fault(36)
@@ -559,7 +561,7 @@ def test_a_signal_that_does_not_wake_the_main_thread_is_seen_all_the_same(swarm,
     program = run_patched(module, NEVER_THE_MAIN_THREAD + changes, [word.format(tracker=tracker.address, file=path) for word in arguments])
     program.wait_for(said)
     time.sleep(0.1)  # the fault's time: from the line to the wait
-    ends_within_a_second(program, signal.SIGTERM, 143)
+    ends_soon(program, signal.SIGTERM, 143)
 
 
 # Row 37: nobody reads stdout.
@@ -717,8 +719,7 @@ def uses_little_cpu(program, seconds=0.5):
     """Whether a program rests for so long; one that spins gets a good part of a core even where others want it too."""
     before = cpu_seconds(program.pid)
     time.sleep(seconds)  # the fault's time
-    used = cpu_seconds(program.pid) - before
-    return used < seconds / 4 or f"{used:.2f} s of processor time in {seconds} s"
+    return cpu_seconds(program.pid) - before < seconds / 4
 
 
 @pytest.mark.fault(39)
@@ -728,10 +729,10 @@ def test_a_tracker_with_32_descriptors_serves_on_through_200_idle_connections(ma
     port = int(tracker.wait_for(r"listening on port (\d+)$")[1])
     socks = knock(port, 200)
     try:
-        assert uses_little_cpu(tracker) is True
+        eventually(lambda: uses_little_cpu(tracker), what="a tracker that rests")
         began = time.monotonic()
         assert ask(port, join("127.0.0.1:5000")).peer_list.addresses
-        assert time.monotonic() - began < 3, "the idle connections did not make way"
+        assert time.monotonic() - began < 8, "the idle connections did not make way"
     finally:
         for sock in socks:
             sock.close()
@@ -753,7 +754,7 @@ def test_a_peer_whose_descriptors_are_all_in_use_waits_without_spinning(ending, 
     try:
         for sock in askers:
             sock.sendall(framed(fetch_chunk(0)))  # and reads nothing; no connection is idle and may be ended for another
-        assert uses_little_cpu(peer) is True
+        eventually(lambda: uses_little_cpu(peer), what="a peer that rests")
     finally:
         for sock in askers:
             sock.close()
