@@ -278,7 +278,7 @@ def test_a_tracker_that_does_not_answer_is_tried_again_with_growing_pauses(endin
     run_patched("peer", "peer.TRACKER_SECONDS = 2", [tracker.address, tmp_path / "out"]).ends_with(3, "no tracker")
     times = tracker.times("join")
     pauses = [after - before for before, after in zip(times, times[1:])]
-    assert 2 <= len(pauses) <= 6 and all(pause > 0.9 * least for pause, least in zip(pauses, [0.1, 0.2, 0.4, 0.8])), pauses
+    assert 2 <= len(pauses) <= 6 and all(pause > 0.9 * least for pause, least in zip(pauses[:-1], [0.1, 0.2, 0.4, 0.8])), pauses  # the last is cut off at the end
     assert os.listdir(tmp_path) == []
 
 

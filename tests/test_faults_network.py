@@ -410,7 +410,7 @@ def test_a_tracker_that_does_not_answer_is_tried_with_growing_pauses_for_all_of_
     assert time.monotonic() - began >= 2, "it gave up too early"
     times = tracker.times("join")
     gaps = [later - earlier for earlier, later in zip(times, times[1:])]
-    assert 2 <= len(gaps) <= 6 and all(gap > 0.9 * least for gap, least in zip(gaps, [0.1, 0.2, 0.4, 0.8])), gaps
+    assert 2 <= len(gaps) <= 6 and all(gap > 0.9 * least for gap, least in zip(gaps[:-1], [0.1, 0.2, 0.4, 0.8])), gaps  # the last is cut off at the end
     assert text.count("\npeer.py: ") + text.startswith("peer.py: ") == 1
 
 
