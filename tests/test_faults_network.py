@@ -19,6 +19,7 @@ from harness import ROOT, SECONDS, ask, chunks_query, connect, eventually, fetch
 import messages_pb2 as pb
 from messages_pb2 import Response
 from test_7_faults import CHUNK, DATA, KIB, after, bad, busy_until, first, held, never
+from test_5_fetch_chunk import bytes_left
 from test_7_faults import gate, neighbor, out, tracker  # noqa: F401  (fixtures)
 
 QUICK = "peer.REFRESH_SECONDS = peer.PEER_LIST_SECONDS = 0.05; peer.REDIAL_SECONDS = (0.02, 0.1); "
@@ -257,11 +258,12 @@ def test_one_who_reads_too_slowly_loses_its_upload_slot(seeder, window, sip):
         slow.sendall(framed(fetch_chunk(0)))
         assert slow.recv(9)
         assert ask(address, fetch_chunk(BIG, busy_ok=True)).bad.code == pb.BUSY or time.monotonic() - began >= 0.9
-        give_up = time.monotonic() + SECONDS  # all of the chunk would take twice as long, or minutes
+        give_up, got = time.monotonic() + SECONDS, 9
         while ask(address, fetch_chunk(BIG, busy_ok=True)).WhichOneof("type") == "bad":
             assert time.monotonic() < give_up, "it still holds the slot"
-            slow.recv(sip)
-            time.sleep(0.06)
+            got += len(slow.recv(sip))
+            time.sleep(0.02)
+        assert got + bytes_left(slow) < BIG, "it had all of the chunk, which takes seven seconds, or minutes"
 
 
 # Row 14: connections that say nothing, or half a word.

@@ -222,7 +222,7 @@ def run_stage(folder, number, *extra):
     environment = {**os.environ, "TRACKER": f"{python} {folder}/tracker.py {{file}} --port {{port}} --expire {{expire}}", "PEER": f"{python} {folder}/peer.py {{tracker}} {{out}}"}
     files = [os.path.join(ROOT, name) for name in stages.test_files(STAGES[number])]
     return subprocess.run([sys.executable, "-m", "pytest", "-m", "not ours and not slow", "--tb=short", f"--basetemp={folder}-{number}", *extra, *files],
-                          cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100)
+                          cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=140)
 
 
 def in_parallel(run, numbers):
@@ -244,7 +244,7 @@ def test_each_stage_of_the_untouched_starter_fails_and_names_a_note(made):
         assert re.search(r"NotImplementedError: stage [01]: lab/", ended.stdout), ended.stdout
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_with_the_functions_up_to_a_stage_that_stage_passes_and_the_next_fails(tmp_path):
     """More functions do not make a test fail, so the stages before it pass too."""
     def run(number):
