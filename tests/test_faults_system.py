@@ -99,12 +99,13 @@ def test_a_full_disk_ends_the_peer_and_what_came_is_kept(swarm, fake_peer, run_p
 def test_a_full_disk_at_one_peer_is_not_noticed_by_its_neighbors(make_file, run_tracker, run_patched, run_peer, tmp_path):
     path, data = make_file(SIZE)
     tracker = run_tracker(path)
+    seeder = the_seeder(tracker)
     full = run_patched("peer", NO_ROOM_AFTER_TWO, [f"127.0.0.1:{tracker.port}", tmp_path / "full"])
     other = run_peer(tracker.port, tmp_path / "other", extra=["--leave"])
     full.ends_with(6)
     other.ends_with(0)
     assert (tmp_path / "other").read_bytes() == data
-    assert ask(the_seeder(tracker), fetch_chunk(0)).chunk == data[:CHUNK]
+    assert ask(seeder, fetch_chunk(0)).chunk == data[:CHUNK]
 
 
 @pytest.mark.fault(29)
