@@ -134,6 +134,19 @@ def test_a_connection_that_ends_at_any_byte_of_a_frame_ends_nothing_else(server)
 
 
 @pytest.mark.spec("WF-10")
+@pytest.mark.fault(3)
+def test_a_connection_whose_end_is_in_the_middle_of_a_frame_is_closed(server):
+    """Whoever takes no bytes for bytes that are late reads on for ever, as fast as it can."""
+    frame = framed(server.requests[0])
+    for cut in (1, 9):
+        with connect(server.address) as sock:
+            sock.sendall(frame[:cut])
+            sock.shutdown(socket.SHUT_WR)
+            assert is_closed(sock, 8), cut  # before the 10 s of WF-9
+    assert server.serves()
+
+
+@pytest.mark.spec("WF-10")
 def test_clients_that_say_nothing_or_half_a_frame_keep_nobody_waiting(server):
     silent = [connect(server.address) for _ in range(20)]
     try:

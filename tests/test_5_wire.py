@@ -12,6 +12,7 @@ from test_0_wire import (  # noqa: F401  (tests, for the fixture below)
     test_many_requests_on_one_connection_are_answered_in_their_order,
     test_a_client_may_use_each_connection_for_one_request,
     test_a_connection_that_ends_at_any_byte_of_a_frame_ends_nothing_else,
+    test_a_connection_whose_end_is_in_the_middle_of_a_frame_is_closed,
     test_clients_that_say_nothing_or_half_a_frame_keep_nobody_waiting,
     test_a_request_that_announces_too_much_is_closed_at_once_and_takes_no_memory,
     test_a_request_of_65536_bytes_is_still_answered,
