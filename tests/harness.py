@@ -31,7 +31,7 @@ from google.protobuf.message import DecodeError  # noqa: E402  (after the path)
 import explain  # noqa: E402
 import processes  # noqa: E402  (after the path)
 from messages_pb2 import File, Request, Response  # noqa: E402  (after the path)
-from steps import exit_words, trace  # noqa: E402
+from steps import exit_words, telling, trace  # noqa: E402
 TRACKER = os.environ.get("TRACKER") or f"{shlex.quote(sys.executable)} tracker.py {{file}} --port {{port}} --expire {{expire}}"
 PEER = os.environ.get("PEER") or f"{shlex.quote(sys.executable)} peer.py {{tracker}} {{out}}"
 PROGRAMS = os.environ.get("PROGRAMS") or ROOT  # the folder in which they are started
@@ -85,6 +85,7 @@ class Wire(socket.socket):
         return wire
 
     waits = False  # whether a frame has begun and is not whole
+    who = ""       # whom it was made to, in words
 
     def sendall(self, data, *flags):
         if self.kind == "response":
@@ -92,7 +93,7 @@ class Wire(socket.socket):
         try:
             super().sendall(data, *flags)
         except OSError as error:
-            trace.judge(answer_to_the_last(), str(error))
+            trace.judge(answer_to_the_last(self), str(error))
             raise
 
     def shutdown(self, how):
@@ -106,7 +107,7 @@ class Wire(socket.socket):
             data = super().recv(count, *flags)
         except ConnectionError as error:
             if self.kind == "response":
-                trace.judge(answer_to_the_last(), str(error))
+                trace.judge(answer_to_the_last(self), str(error))
             raise
         self.came += data
         return data
@@ -176,17 +177,23 @@ def not_whole(sock, error):
         trace.step("got no whole frame, but", came, "response")
     trace.step(f"{why} after {len(came)} bytes")
     dead = trace.ended()
-    trace.judge(answer_to_the_last(), came or why + (f"; {dead}" if dead else ""), "response")
+    trace.judge(answer_to_the_last(sock), came or why + (f"; {dead}" if dead else ""), "response")
 
 
-def answer_to_the_last():
+ASKED_OF = {"the tracker under test": ("join", "active_proof", "peer_list"), "the peer under test": ("chunks_query", "fetch_chunk")}
+
+
+def answer_to_the_last(sock):
     """What the request that was sent last is to be answered: bytes where they are fixed, or words."""
     try:
         request = Request.FromString(trace.sent[0][8:])
     except Exception:  # it was no request, or none was sent
         return "an answer"
+    kind = request.WhichOneof("type")
+    if kind and kind not in ASKED_OF.get(sock.who, kind):
+        return "Bad with code WRONG_ROLE, and a reason"
     return {"join": "a peer list, with the file", "active_proof": framed(Response(ok=Response.Ok())), "peer_list": "a peer list",
-            "chunks_query": "a list of chunk ids", "fetch_chunk": "a chunk"}.get(request.WhichOneof("type"), "an answer")
+            "chunks_query": "a list of chunk ids", "fetch_chunk": "a chunk"}.get(kind, "an answer")
 
 
 def receive(sock, kind=Response):
@@ -215,6 +222,7 @@ def connect(address):
         trace.judge(f"a connection to {who}", f"{error}" + (f"; {dead}" if dead else ""))
         raise
     trace.step(f"connected to {who}")
+    sock.who = who
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
@@ -492,8 +500,23 @@ def peer_command(tracker, out, *extra):
 def finished(arguments, **options):
     """The process that these arguments start, once it has ended: returncode, stdout, stderr."""
     options.setdefault("env", program_environment())
-    return subprocess.run(arguments, cwd=PROGRAMS, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                          timeout=2 * SECONDS, **options)
+    trace.step(f"started the program under test: {' '.join(os.path.basename(str(word)) for word in arguments)[:100]}")
+    process = subprocess.run(arguments, cwd=PROGRAMS, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                             timeout=2 * SECONDS, **options)
+    trace.step(f"it ended with {exit_words(process.returncode)}")
+    return process
+
+
+def one_line(process, code):
+    """Check that a finished process ended with this code and said one line on stderr; returns the line."""
+    lines = process.stderr.splitlines()
+    if (process.returncode, len(lines)) == (code, 1) and "Traceback" not in process.stderr:
+        return process.stderr
+    said = f"exit code {process.returncode}" + (f": {telling(lines)[:300]}" if lines else "")
+    if process.returncode == code:
+        said += f"; {len(lines)} lines on stderr"
+    trace.judge(f"the end with exit code {code}, and one line on stderr that says why", said)
+    raise AssertionError(process.stderr)
 
 
 def start_tracker(file, port=0, expire=10, extra=()):

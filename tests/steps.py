@@ -97,8 +97,20 @@ class Trace:
 
 
 def telling(lines):
-    """The last line that names an error; without one the last line."""
-    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1])
+    """The last line that names an error, with the place that a traceback of Python tells; without one the last line."""
+    at = next((at for at in reversed(range(len(lines))) if re.match(r"[\w.]*(Error|Exception)\b", lines[at])), None)
+    return lines[-1] if at is None else lines[at] + place(lines[:at])
+
+
+def place(lines):
+    """Where the traceback at the end of these lines ends, outside of Python's own library if it can be: " (peer.py, line 7, in send)"; or ""."""
+    found = []
+    for line in reversed(lines):
+        if not line.startswith(" "):
+            break
+        found += re.findall(r'^  File "(?:([^"]*)/)?([^"/]+)", line (\d+), in (.+)', line)
+    own = [frame for frame in found if "/lib/python" not in frame[0]] or found
+    return f" ({own[0][1]}, line {own[0][2]}, in {own[0][3]})" if own else ""
 
 
 def exit_words(code):

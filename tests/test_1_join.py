@@ -9,7 +9,7 @@ import pytest
 
 import messages_pb2 as pb
 from harness import (CHUNK, ask, connect, content_id, describe, eventually, finished, is_refused, join, listed, live,
-                     peer_command, peer_list, some_bytes, timely)
+                     one_line, peer_command, peer_list, some_bytes, timely)
 
 
 @pytest.fixture
@@ -218,13 +218,6 @@ def test_a_peer_announces_an_address_by_the_rules(calling_back):
 @pytest.mark.spec("JN-8")
 def test_a_peer_accepts_connections_on_the_announced_port_before_it_joins(calling_back):
     assert calling_back[1] == "accepted"
-
-
-def one_line(process, code):
-    """Check that a finished process ended with this code and said one line on stderr; returns the line."""
-    assert "Traceback" not in process.stderr, process.stderr
-    assert (process.returncode, process.stderr.count("\n")) == (code, 1), process.stderr
-    return process.stderr
 
 
 def spoilt_description(**changes):

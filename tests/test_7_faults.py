@@ -14,10 +14,9 @@ import time
 
 import pytest
 
-from harness import SECONDS, ask, chunks_query, connect, eventually, finished, is_closed, join, peer_command, peer_list, some_bytes, split
+from harness import SECONDS, ask, chunks_query, connect, eventually, finished, is_closed, join, one_line, peer_command, peer_list, some_bytes, split
 import messages_pb2 as pb
 from messages_pb2 import Response
-from test_1_join import one_line
 
 KIB = 1024
 CHUNK = 16 * KIB

@@ -16,9 +16,9 @@ import pytest
 
 import harness
 import messages_pb2 as pb
-from harness import (CHUNK, SECONDS, ask, chunks_query, connect, describe, eventually, fetch_chunk, finished, framed, is_closed, join, peer_command,
-                     peer_list, receive_bytes, split, tracker_command)
-from test_1_join import one_line, spoilt_description
+from harness import (CHUNK, SECONDS, ask, chunks_query, connect, describe, eventually, fetch_chunk, finished, framed, is_closed, join, one_line,
+                     peer_command, peer_list, receive_bytes, split, tracker_command)
+from test_1_join import spoilt_description
 
 SIZE = 3 * CHUNK + 1000  # four chunks, the last one short
 LINUX = sys.platform == "linux"

@@ -117,6 +117,31 @@ def test_a_crash_is_told_by_the_last_line_of_the_program_whatever_was_seen_of_it
         assert "not written yet" in failure["likely"]
 
 
+def test_an_exception_in_a_handler_is_told_with_its_place_though_the_program_goes_on(submission, tmp_path):
+    """Else a slip such as a name that is not defined looks on the wire like a hundred other mistakes."""
+    text = re.sub(r"^( +)def on_peer_list\(self.*$", r"\g<0>\n\1    return request.no_such_field", (ROOT / "tracker.py").read_text(), flags=re.M)
+    line = text[:text.index("request.no_such_field")].count("\n") + 1
+    graded = Graded(tmp_path, "--dir", submission({"tracker.py": text}), "--stage", 3, "-k", "present_and_empty or byte_by_byte")
+    assert len(graded.failed()) == 2
+    for failure in graded.failed().values():
+        assert "the tracker under test printed: AttributeError: " in failure["got"] and f" (tracker.py, line {line}, in on_peer_list)" in failure["got"]
+        assert "an exception" in failure["likely"]
+
+
+def test_a_tracker_that_does_not_answer_a_request_of_peers_is_told_that_bad_was_due(submission, tmp_path):
+    folder = submission({"peer.py": ("return bad(messages_pb2.WRONG_ROLE, ", "return None and bad(messages_pb2.WRONG_ROLE, ")})
+    graded = Graded(tmp_path, "--dir", folder, "--stage", 0, "-k", "comes_byte_by_byte")
+    (failure,) = graded.failed().values()
+    assert failure["expected"].startswith("Bad with code WRONG_ROLE")
+
+
+def test_a_program_that_ends_otherwise_than_it_should_is_told_with_its_last_line(submission, tmp_path):
+    text = re.sub(r"^( +)def listening_addr\(self\).*$", r"\g<0>\n\1    return self.no_such_field", (ROOT / "peer.py").read_text(), flags=re.M)
+    graded = Graded(tmp_path, "--dir", submission({"peer.py": text}), "--stage", 1, "-k", "without_a_description")
+    (failure,) = graded.failed().values()
+    assert failure["expected"].startswith("the end with exit code 4") and re.search(r"no_such_field.* \(peer.py, line \d+, in listening_addr\)$", failure["got"])
+
+
 LATE = '''
 import os, signal, time
 import pytest
@@ -410,10 +435,21 @@ FETCH_LATER = bytes.fromhex("00 00 00 00 00 00 00 06 2a 04 08 80 80 10")
     (None, "4 times Active Proof within 1 s", "1 of them", "AP-4", "fires once"),
     (None, "4 times Active Proof within 1 s", "0 of them", "AP-4", "no proof is sent"),
     (None, "a line", "the peer under test ended with exit code 1: KeyError: 3", "FC-1", "an exception"),
+    (None, "no answer", "the tracker under test printed: NameError: name 'x' is not defined (tracker.py, line 7, in list)", "JN-1", "an exception"),
+    (None, "an answer", "struct.error: unpack requires a buffer of 8 bytes (peer.py, line 7, in read)", "WF-2", "recv() returns what is there"),
+    (None, "an end with exit code 4", "exit code 3: no tracker", "FD-3", "number of digests"),
+    (None, "a connection", "the peer under test ended with exit code 70: NotImplementedError: stage 6: lab/6-swarm.md", "PL-3", "later stage"),
+    (None, "a connection", "the peer under test ended with exit code 70: NotImplementedError: stage 3: lab/3-peer-list.md", "PL-3", "not written yet"),
+    (framed(join("10.9.9.9:5001")), addresses(5001), addresses(), "JN-3", "lacks the peer that joins"),
+    (framed(join("10.9.9.9:5001")), addresses(4000, 5001), addresses(4000), "JN-3", "called from"),
+    (framed(join("127.0.0.1:5001")), answer(peer_list=Response.PeerList(addresses=["192.0.2.1:5001"])), addresses(5001), "JN-6", "loopback"),
+    (framed(chunks_query()), "Bad with code WRONG_ROLE, and a reason", "nothing more, until the wait was over", "WF-8", "other role"),
+    (framed(active_proof("127.0.0.1:0")), BAD, OK, "AP-5", "as if it were right"),
+    (None, "2 times Peer List within 10 s, at a fake tracker", "0 of them", "PL-4", "asked for again"),
     (None, "anything", "nothing that is known", "FC-12", "held already"),
 ])
 def test_a_mistake_is_known_by_what_was_sent_expected_and_got(sent, expected, got, clause, word):
-    hint = likely(Facts(sent and (sent, "request"), expected, got, [clause], "test_it", ["1 connected to it", "2 sent this"]))
+    hint = likely(Facts(sent and (sent, "request"), expected, got, [clause], "test_it", ["1 connected to it", "2 sent this"], stage=3))
     assert hint and word in hint, hint
 
 

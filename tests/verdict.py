@@ -28,12 +28,13 @@ import processes
 from harness import EXIT_CODES, framed, trace
 from messages_pb2 import Response
 from mistakes import WORDS, Facts, likely, mended, message
-from steps import shortened
+from steps import shortened, telling
 
 TOKENS, reports, FORKS = (int(os.environ.pop(name)) for name in ("GRADE_TOKENS", "GRADE_REPORTS", "GRADE_FORKS"))
 HIDDEN = os.environ.pop("GRADE_HIDDEN", "")
 SLOW = os.environ.pop("GRADE_SLOW", "") == "yes"
 OURS = os.environ.pop("GRADE_OURS", "") == "yes"
+LAST_STAGE = 7
 FILE_LIMIT = 256 << 20  # bytes in one file; no test needs more than a tenth of it
 
 
@@ -166,7 +167,7 @@ def failure(item, excinfo):
     got = with_crash(got)
     left, right = compared[1:3] if compared and compared[3] == trace.clock else (None, None)
     words, at = numbered(steps)
-    facts = Facts(trace.sent, expected, got, clauses_of(item), item.name, words, left, right)
+    facts = Facts(trace.sent, expected, got, clauses_of(item), item.name, words, left, right, stage_of(item))
     if isinstance(got, bytes) and isinstance(expected, str) and kind and mended(got)[0]:
         expected = mended(got)[0]
     offset = first_difference(expected, got)
@@ -174,6 +175,12 @@ def failure(item, excinfo):
             "sent": shortened(trace.sent[0]) if trace.sent else None, "sent_lines": explain.render(*trace.sent)[:24] if trace.sent else [],
             "expected": told(expected, offset), "got": told(got, offset), "offset": offset,
             "lines": lines(expected, got, kind), "likely": likely(facts)}
+
+
+def stage_of(item):
+    """The stage of a test, by the name of its file; the last one, if it says none."""
+    found = re.match(r"test_(\d)_", item.path.name)
+    return int(found[1]) if found else LAST_STAGE
 
 
 def numbered(steps):
@@ -211,16 +218,16 @@ DYING = 0.5  # seconds that pass at the most between the end of a program's conn
 
 
 def with_crash(got):
-    """What came, in words, and the last line of the program if a bug has ended it: its connections may end a moment before."""
+    """What came, in words, and the last line of the program if it was a bug: its connections may end a moment before."""
     if got and not isinstance(got, str) or not trace.programs:
         return got
     seen = re.split(r"(?:^|; )the \w+ under test ended with ", got or "")[0]
     give_up = time.monotonic() + (DYING if not seen or re.match(CLOSED, seen) else 0)
-    while time.monotonic() < give_up and not any(crashed(program) for program in trace.programs):
+    while time.monotonic() < give_up and not any(crashed(program) or raised(program) for program in trace.programs):
         time.sleep(0.01)
     for program in filter(crashed, trace.programs):
         program.reader.join(DYING)  # until all of its output was read
-    said = trace.ended() if any(map(crashed, trace.programs)) else ""
+    said = trace.ended() if any(map(crashed, trace.programs)) else "; ".join(filter(None, map(raised, trace.programs)))
     if not said or said.partition(": ")[2] in seen and seen:
         return got
     return f"{seen}; {said}" if seen and not re.fullmatch(CLOSED, seen) else said
@@ -230,6 +237,13 @@ def crashed(program):
     """Whether a program has ended with an error that nobody caught, or with the exit code of a bug."""
     code = program.process.poll()
     return code is not None and code > 0 and code not in EXIT_CODES and not program.stopped
+
+
+def raised(program):
+    """The exception that a program which goes on has printed, as a thread of Python does that dies of it; "" if there is none."""
+    before, found, after = program.output.rpartition("Traceback (most recent call last):\n")
+    error = telling(after.splitlines()) if re.search(r"^\S.*\n", after, re.M) else ""
+    return f"{program.what} printed: {error[:300]}" if found and error and program.process.poll() is None else ""
 
 
 def judged_here(excinfo):
@@ -244,7 +258,9 @@ def last_statement(excinfo, *names):
 def of_comparison(op, left, right):
     frame, kind = trace.received or (b"", None)
     if op == "not in" and left == "Traceback":
-        return "no traceback", trace.ended() or str(right)[-300:], None
+        return "no traceback", trace.ended() or telling(str(right).splitlines()), None
+    if op == "in":
+        return f"{in_words(left)}, among others", in_words(right), None
     if op == "==" and kind == "response":
         lifted = as_frames(frame, left, right)
         if lifted:
