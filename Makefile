@@ -24,8 +24,11 @@ demo: $(VENV)/ready  ## a tracker, a seeder and six peers on a 10 MiB file, comp
 test: $(VENV)/ready  ## all tests: the requests against lab/SPEC.md, the swarm, the faults
 	$(RUN) $(if $(ARGS),-m pytest $(ARGS),tests/run.py)
 
+# A name that is given but empty, as by DIR=$FORGOTTEN, is an error of grade.py's: without one the reference would be graded, and pass.
+given = $(filter-out undefined,$(origin $(1)))
+
 # What is graded: DIR=folder, or TRACKER='command' PEER='command', or the reference; K=words of a test's name; HIDDEN=folder of tests.
-GRADED = $(if $(DIR),--dir "$$DIR") $(if $(TRACKER),--tracker "$$TRACKER") $(if $(PEER),--peer "$$PEER") $(if $(HIDDEN),--hidden "$$HIDDEN") $(if $(K),-k "$$K")
+GRADED = $(if $(call given,DIR),--dir "$$DIR") $(if $(call given,TRACKER),--tracker "$$TRACKER") $(if $(call given,PEER),--peer "$$PEER") $(if $(HIDDEN),--hidden "$$HIDDEN") $(if $(K),-k "$$K")
 
 grade: $(VENV)/ready  ## all stages of DIR=..., or of TRACKER='...' PEER='...': a verdict for each clause, results.json
 	@$(RUN) lab/grade.py $(GRADED)

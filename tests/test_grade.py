@@ -356,6 +356,14 @@ def test_wrong_usage_is_told_in_one_line(tmp_path, arguments, said):
     assert graded.code == 2 and said in graded.err and graded.err.count("\n") == 1 and not graded.out, graded.err
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+@pytest.mark.parametrize("target, words", [("grade", "DIR="), ("stage-0", "DIR="), ("grade", "TRACKER=")])
+def test_a_name_that_is_empty_is_refused_by_make_too_and_not_taken_for_the_reference(target, words):
+    environment = {name: value for name, value in os.environ.items() if name not in ("TRACKER", "PEER", "DIR", "K", "HIDDEN")}
+    said = subprocess.run(["make", "-n", target, words], cwd=ROOT, capture_output=True, text=True, env=environment).stdout
+    assert f'--{words[:-1].lower()} "${words[:-1]}"' in said
+
+
 def test_a_results_file_that_cannot_be_written_is_told_in_one_line(tmp_path):
     process = subprocess.run([sys.executable, ROOT / "lab" / "grade.py", "--results", tmp_path / "no" / "results.json"], capture_output=True, text=True)
     assert process.returncode == 2 and process.stderr.count("\n") == 1 and "cannot write" in process.stderr

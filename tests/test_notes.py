@@ -462,7 +462,7 @@ def is_command(span):
     """Whether it is a target of the Makefile, with variables that it knows."""
     match = re.fullmatch(r"make ([a-z]+)(-[0-7])?(?: ([A-Z]+)=\S+)?", span)
     return bool(match) and re.search(rf"^{match[1]}{'-%' if match[2] else ''}:", MAKEFILE, re.M) is not None and \
-        (match[3] is None or f"$({match[3]})" in MAKEFILE)
+        (match[3] is None or f"$({match[3]})" in MAKEFILE or f'"$${match[3]}"' in MAKEFILE)
 
 
 def is_true(span):

@@ -194,7 +194,7 @@ def unknown_in(commands):
     """Targets, variables, files and options that are not there."""
     wrong = [target for target in re.findall(r"\bmake (?:-C \S+ )?([\w./-]+)", commands)
              if not re.search(rf"^{re.sub(r'stage-[0-7N]$', 'stage-%', target)}:", MAKEFILE.replace("$(VENV)", ".venv"), re.M)]
-    wrong += [name for name in re.findall(r"\b(DIR|HIDDEN|TRACKER|PEER|K|ARGS|[A-Z]+)='?[.\w-]", commands) if f"$({name})" not in MAKEFILE and name not in ("S", "AS")]
+    wrong += [name for name in re.findall(r"\b(DIR|HIDDEN|TRACKER|PEER|K|ARGS|[A-Z]+)='?[.\w-]", commands) if f"$({name})" not in MAKEFILE and f'"$${name}"' not in MAKEFILE and name not in ("S", "AS")]
     for program, rest in re.findall(r"(lab/\w+\.py)((?: [^\n;`]*)?)", commands):
         path = os.path.join(ROOT, program)
         source = open(path).read() if os.path.exists(path) else ""
