@@ -14,6 +14,7 @@ lab/INSTRUCTOR.md shows the marks, and tests/test_samples.py compares these with
 
 import os
 import pathlib
+import shlex
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -117,7 +118,7 @@ def main(arguments):
         return f"samples: expected a folder that can be written, got {folder}: {error.strerror}; choose another"
     except UnicodeError:
         return f"samples: expected the name of a folder in UTF-8, got {arguments[0]!a}; choose another"
-    print(f"made good, partial and hostile in {folder}; try: make grade DIR={folder / 'partial'}", flush=True)
+    print(f"made good, partial and hostile in {folder}; try: make grade DIR={shlex.quote(str(folder / 'partial'))}", flush=True)
     return None
 
 

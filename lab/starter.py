@@ -13,6 +13,7 @@ import ast
 import functools
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 
@@ -152,10 +153,10 @@ def programs(written=()):
 
 
 def readme(folder):
-    """What the starter says of itself; `folder` as it was given."""
+    """What the starter says of itself; `folder` as it was given, quoted for a shell."""
     functions = [(stage, functions_of(stage)) for stage in stages.STAGES]
     rows = [f"| {stage.number} {stage.title} | `{stage.note}` | {', '.join(f'`{name}`' for name in names)} |" for stage, names in functions]
-    return README.format(folder=folder, count=sum(len(names) for _, names in functions), rows="\n".join(rows))
+    return README.format(folder=shlex.quote(str(folder)), count=sum(len(names) for _, names in functions), rows="\n".join(rows))
 
 
 def write(folder, written=()):
@@ -182,7 +183,7 @@ def main(arguments):
         return f"starter: expected a folder that can be written, got {path}: {error.strerror}; choose another"
     except UnicodeError:
         return f"starter: expected the name of a folder in UTF-8, got {arguments[0]!a}; choose another"
-    print(f"made {path}; read {path / 'README.md'}, then try: make stage-0 DIR={path}", flush=True)
+    print(f"made {path}; read {path / 'README.md'}, then try: make stage-0 DIR={shlex.quote(str(path))}", flush=True)
     return None
 
 

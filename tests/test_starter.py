@@ -6,7 +6,6 @@ Reading order: names - text - the command - the stages, in runs of pytest of the
 import os
 import re
 import shlex
-
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -197,6 +196,12 @@ def test_the_command_makes_the_folder_also_in_one_that_is_empty(tmp_path, made):
         ended = run_starter(folder)
         assert (ended.returncode, ended.stderr) == (0, "") and f"make stage-0 DIR={folder}" in ended.stdout
         assert read(folder, "peer.py") == read(made, "peer.py")
+
+
+def test_the_commands_that_it_names_can_be_typed_though_the_folder_has_a_space_in_its_name(tmp_path):
+    ended = run_starter(tmp_path / "my lab")
+    for said in (ended.stdout, read(tmp_path / "my lab", "README.md")):
+        assert f"make stage-0 DIR={shlex.quote(str(tmp_path / 'my lab'))}" in said
 
 
 def test_a_folder_that_holds_something_is_refused_and_left_as_it_is(tmp_path):
