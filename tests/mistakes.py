@@ -270,7 +270,7 @@ BY_CLAUSE = {
     "PL-1": "all live peers, whoever asks; set the list also when it is empty (SetInParent)",
     "PL-2": "asking lists nobody and renews nothing",
     "PL-3": "leave out your own address",
-    "PL-4": "skip what is no address, and stop at 50 neighbors",
+    "PL-4": "skip what is no address, take a part of a very long list, and stop at 50 neighbors",
     "PL-5": "while no neighbor has what is wanted, ask for the list again each second",
     "CQ-1": "list what was verified and written; set the list also when it is empty (SetInParent)",
     "CQ-2": "append to a list when a chunk comes to be held; do not sort",

@@ -198,6 +198,23 @@ def test_my_secret(make_file, run_tracker):
 '''
 
 
+PLAIN = '''
+def test_time():
+    assert 5.0066907 < 2.5
+
+def test_place():
+    assert "127.0.0.1:1" in []
+'''
+
+
+def test_a_comparison_is_told_in_words(tmp_path):
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "test_2_mine.py").write_text(PLAIN)
+    graded = Graded(tmp_path, "--stage", 2, "-k", "test_time or test_place", "--hidden", tmp_path / "hidden")
+    told = {(failure["expected"], failure["got"]) for failure in graded.failed().values()}
+    assert told == {("at most 2.5 s", "5.01 s"), ("127.0.0.1:1, among others", "[]")}
+
+
 @pytest.mark.parametrize("source", [SECRET, SECRET + "xyzzy = = 1"], ids=["that_fails", "that_is_broken"])
 def test_the_source_of_a_hidden_test_is_nowhere(tmp_path, source):
     folder = tmp_path / "hidden"

@@ -259,6 +259,8 @@ def of_comparison(op, left, right):
     frame, kind = trace.received or (b"", None)
     if op == "not in" and left == "Traceback":
         return "no traceback", trace.ended() or telling(str(right).splitlines()), None
+    if op in ("<", "<=") and isinstance(left, float):  # the tests compare nothing else so
+        return f"at most {right:g} s", f"{left:.2f} s", None
     if op == "in":
         return f"{in_words(left)}, among others", in_words(right), None
     if op == "==" and kind == "response":
