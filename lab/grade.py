@@ -75,6 +75,10 @@ class WrongUsage(Exception):
     """One line that says what was expected, what came, and what to do."""
 
 
+class Incomplete(WrongUsage):
+    """A submission lacks a program: that is its author's mistake and not yours, so it has a results.json too."""
+
+
 class Arguments(argparse.ArgumentParser):
     def error(self, message):
         raise WrongUsage(message)
@@ -135,7 +139,7 @@ def commands(args):
         raise WrongUsage(f"--dir: no folder {here!r}")
     for name in ("tracker.py", "peer.py"):
         if not os.path.isfile(os.path.join(here, name)):
-            raise WrongUsage(f"--dir: expected tracker.py and peer.py in {here!r}, found no {name}")
+            raise Incomplete(f"--dir: expected tracker.py and peer.py in {here!r}, found no {name}")
     return f"{python} tracker.py {{file}} --port {{port}} --expire {{expire}}", f"{python} peer.py {{tracker}} {{out}}", os.path.abspath(here)
 
 
@@ -602,6 +606,8 @@ def main(argv=None):
         args = parse_arguments(argv)
         run = prepared(args)
     except WrongUsage as error:
+        if isinstance(error, Incomplete):
+            write(args.results, {"score": 0, "output": str(error), "tests": []})
         print(f"grade.py: {error}", file=sys.stderr)
         return 2
     try:

@@ -373,6 +373,14 @@ def test_wrong_usage_is_told_in_one_line(tmp_path, arguments, said):
     assert graded.code == 2 and said in graded.err and graded.err.count("\n") == 1 and not graded.out, graded.err
 
 
+def test_a_submission_without_a_program_has_results_of_no_points_that_say_so(submission, tmp_path):
+    folder = submission({})
+    (folder / "peer.py").unlink()
+    graded = Graded(tmp_path, "--dir", folder)
+    assert graded.code == 2 and graded.err.count("\n") == 1 and "found no peer.py" in graded.err
+    assert graded.content()["score"] == 0 and "found no peer.py" in graded.content()["output"]
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="no make here")
 @pytest.mark.parametrize("target, words", [("grade", "DIR="), ("stage-0", "DIR="), ("grade", "TRACKER=")])
 def test_a_name_that_is_empty_is_refused_by_make_too_and_not_taken_for_the_reference(target, words):
