@@ -21,8 +21,9 @@ Reading order, which is the order of this file:
 
 Threads. One accepts connections, and each connection that is accepted has one (Server). Each
 neighbor that this peer asks has one, or two while it is the only one with anything to give
-(Peer.fetch_from). Three timers send proofs, ask for the peer list and dial neighbors. The main
-thread shows progress and sees signals.
+(Peer.fetch_from). Three timers send proofs, ask for the peer list and dial neighbors. A file is hashed
+by one a core (hash_chunks), and while a Join is waited for it has its own (in_a_thread). The main thread
+shows progress and sees signals.
 
                   Join, Active Proof, Peer List
         +---------+   (timers)          +-------------+
@@ -98,8 +99,8 @@ MAX_NEIGHBORS = 50               # asked at a time: as many threads, and more wo
 MAX_CONTACTS = 1_000             # addresses remembered: a list may be as long as it likes [PL-4]
 REDIAL_SECONDS = (0.5, 60.0)     # pause after the first failure; it doubles up to the second [SW-6]
 MAX_BROKEN_PROMISES = 3          # listed chunks refused in a row; one wrong byte is enough [FC-9, FC-10]
-BEAT_SECONDS = (0.1, 1.0)        # bounds of a beat: as long as an exchange takes. News and pauses are timed by it, so that they fit any link
-BUSY_BEATS = (0.6, 1.4)          # pause when told BUSY, at random: at most 20 requests a second [FC-7]
+BEAT_SECONDS = (0.1, 1.0)        # a beat is what an exchange takes of late, within these bounds: pauses in beats fit any link
+BUSY_BEATS = (0.6, 1.4)          # pause when told BUSY, at random between these: at most 20 requests for chunks a second [FC-7]
 IDLE_BEATS = (0.5, 4.0)          # pause when a neighbor has nothing new; it doubles up to the second
 
 EXTRA_LANE_SECONDS = 1.0         # a neighbor that was too busy for a second connection is not offered one for so long
@@ -862,18 +863,25 @@ class Output:
         if self.fd_out is not None:
             store = Store(self.fd_out, file)
             store.seal()
-            if os.fstat(self.fd_out).st_size == file.size and store.verify(show) == all_of(file.count):
+            if os.fstat(self.fd_out).st_size == file.size and self.verified(store, show) == all_of(file.count):
                 self.discard_part()
                 return store, all_of(file.count)
             if not self.force:
                 raise self.refuse("it exists and is another file; choose another name, or replace it with --force")
         store = Store(self.fd_part, file)
-        held = store.verify(show) if os.fstat(self.fd_part).st_size else 0
+        held = self.verified(store, show) if os.fstat(self.fd_part).st_size else 0
         try:
             os.ftruncate(self.fd_part, file.size)
         except OSError as error:
             raise disk_error(error) from None
         return store, held
+
+    def verified(self, store, show):
+        """Which chunks are there; a disk that cannot be read is Fatal."""
+        try:
+            return store.verify(show)
+        except OSError as error:
+            raise Fatal(EXIT_OUT, f"cannot read what is in {show_name(self.path)} or {show_name(self.part)}: {error.strerror}") from None
 
     def finish(self, store):
         """Every chunk is held: OUT.part becomes OUT, if it is not OUT already."""
@@ -1168,6 +1176,16 @@ class Uploads:
 # Peer.
 
 
+def hosts_in_turn(addresses):
+    """The first address of each host, then the second of each, and so on: one machine may list a thousand ports, all silent [JN-7]."""
+    seen = {}
+
+    def turn(address):
+        seen[address[0]] = seen.get(address[0], 0) + 1
+        return seen[address[0]]
+    return sorted(addresses, key=turn)
+
+
 class Contacts:
     """The addresses that this peer has heard of: which may be dialled, and when [PL-4, SW-6].
 
@@ -1192,18 +1210,17 @@ class Contacts:
         self.retry_at[address] = 0.0
 
     def ready(self, now, neighbors):
-        """The addresses that may be dialled now and are no neighbors, those first that were never tried."""
+        """The addresses that may be dialled now and are no neighbors: hosts in turn, and of each host those first that were never tried."""
         ready = [address for address, at in self.retry_at.items() if at <= now and address not in neighbors]
         random.shuffle(ready)
-        return sorted(ready, key=self.retry_at.get)
+        return hosts_in_turn(sorted(ready, key=self.retry_at.get))
 
     def left(self, address, now, failed):
         """A neighbor is one no longer: it may be dialled again after a pause that doubles with each failure."""
         if address in self.bans:
             return
         self.failures[address] = self.failures.get(address, 0) + 1 if failed else 0
-        pause = min(REDIAL_SECONDS[0] * 2 ** min(max(self.failures[address] - 1, 0), 10), REDIAL_SECONDS[1])
-        self.retry_at[address] = now + pause
+        self.retry_at[address] = now + min(REDIAL_SECONDS[0] * 2 ** min(max(self.failures[address] - 1, 0), 10), REDIAL_SECONDS[1])
 
     def gave(self, address):
         """A neighbor gave a chunk: its failures are forgotten."""
@@ -1223,18 +1240,21 @@ class Contacts:
 
 
 class Neighbor:
-    """A peer that this peer asks; one of its lanes is a thread with a connection."""
+    """A peer that this peer asks; each of its lanes is a thread with a connection."""
 
     def __init__(self, address):
         self.address = address
         self.name = format_address(address)
-        self.lanes = 1
+        # of its first lane alone:
         self.known = 0                  # chunk ids that it listed on this connection [CQ-3]
-        self.heard_at = float("-inf")   # when it listed them
         self.idle = 0                   # how often in a row it had nothing new
+        # guarded by Peer.lock:
+        self.lanes = 1
         self.broken = 0                 # promises broken in a row [FC-10]
-        self.one_lane_until = 0.0       # it was too busy for an extra one
         self.leaving = False            # failed, or to make room for another
+        # written by either lane; one that overwrites the other costs a query, or a pause:
+        self.heard_at = float("-inf")   # when it listed what it has
+        self.one_lane_until = 0.0       # it was too busy for an extra one
 
     def dialled(self):
         """A new connection: perhaps the neighbor was started anew, and has nothing of what it had [CQ-4]."""
@@ -1263,6 +1283,7 @@ class Peer:
         self.refresher = Repeat(REFRESH_SECONDS, self.refresh)
         self.dialler = Repeat(REFRESH_SECONDS, self.dial)
         self.own_ip = ""           # as the tracker sees it [PL-3]
+        self.buffers = queue.LifoQueue()  # memory for chunks on their way in; None is leave to make some
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)  # announces: a chunk is to be asked again, or it is over
         # guarded by lock:
@@ -1425,9 +1446,8 @@ class Peer:
         with self.lock:
             self.store = store
             self.finish = finish
-            self.buffers = queue.LifoQueue()
             for _ in range(max(FEWEST_BUFFERS, min(MAX_NEIGHBORS, RECEIVE_MEMORY // self.file.chunk_size))):
-                self.buffers.put(None)  # leave to make one
+                self.buffers.put(None)
             self.picker = Picker(self.file.count, held)
             self.order.extend(index * self.file.chunk_size for index in indexes(held))
             complete = self.picker.complete()
@@ -1679,7 +1699,8 @@ def add_common_arguments(parser, port):
     """The options that peer and tracker share."""
     parser.add_argument("--host", default="", metavar="H", help="address to listen on (default: all)")
     parser.add_argument("--port", type=port_number, default=port, metavar="N", help="port to listen on, 0: any free one (default: %(default)s)")
-    parser.add_argument("--upload-limit", type=size_in_bytes, metavar="RATE", help="bytes per second sent to all neighbors together (default: no limit)")
+    parser.add_argument("--upload-limit", type=size_in_bytes, metavar="RATE",
+                        help="bytes per second sent to all neighbors together (default: no limit)")
     parser.add_argument("--events", metavar="FILE", help="append one JSON object a line for everything that happens")
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
@@ -1841,7 +1862,8 @@ def download(peer, screen):
         if useful or received != history[-2][1]:
             useful_at, waiting = now, False
         elif now - useful_at > LOST_SECONDS:
-            raise Fatal(EXIT_LOST, f"the swarm is lost: for {LOST_SECONDS:g} s no neighbor has had {name_chunks(missing, peer.file)}; what came is kept, start again to go on")
+            raise Fatal(EXIT_LOST, f"the swarm is lost: for {LOST_SECONDS:g} s no neighbor has had {name_chunks(missing, peer.file)};"
+                                   " what came is kept, start again to go on")
         elif now - useful_at > 1 and not waiting:
             waiting = True
             screen.say(f"waiting for a neighbor that has {name_chunks(missing, peer.file)}; giving up after {LOST_SECONDS:g} s")

@@ -15,6 +15,7 @@ its own, which joins over TCP like any other. The main thread waits for the end.
 Locks. Swarm.lock guards the table of leases; it is never held during network traffic.
 """
 
+import argparse
 import fcntl
 import os
 import shlex
@@ -73,6 +74,10 @@ class Swarm:
                 del self.expires[address]
             self.expires[address] = self.clock() + self.lease
             return new
+
+    def __len__(self):
+        with self.lock:
+            return len(self.expires)
 
     def peers(self):
         """The addresses of all peers whose lease has not run out [AP-3]."""
@@ -146,7 +151,7 @@ class Tracker:
             return peer.bad(messages_pb2.FULL, str(error))
         if new:
             self.events(event, peer=peer.format_address(address))
-            self.say(f"{event} {peer.format_address(address)}, {len(self.swarm.expires)} in the swarm")
+            self.say(f"{event} {peer.format_address(address)}, {len(self.swarm)} in the swarm")
         return None
 
     def addresses_for(self, sock):
@@ -164,7 +169,7 @@ class Tracker:
     def sweep(self):
         for address in self.swarm.sweep():
             self.events("expired", peer=peer.format_address(address))
-            self.say(f"expired {peer.format_address(address)}, {len(self.swarm.expires)} in the swarm")
+            self.say(f"expired {peer.format_address(address)}, {len(self.swarm)} in the swarm")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -188,7 +193,8 @@ def fitting_chunk_size(size, chunk_size):
         chunk_size *= 2
     if chunk_size > peer.MAX_CHUNK_SIZE:
         most = peer.human(peer.MAX_CHUNKS * peer.MAX_CHUNK_SIZE)
-        raise Fatal(peer.EXIT_FILE, f"expected chunks of at most {peer.human(peer.MAX_CHUNK_SIZE)} and a file of at most {most}, got {peer.human(size)}")
+        raise Fatal(peer.EXIT_FILE, f"expected chunks of at most {peer.human(peer.MAX_CHUNK_SIZE)} and a file of at most {most},"
+                                    f" got {peer.human(size)} and chunks of {peer.human(chunk_size)}")
     return chunk_size
 
 
@@ -244,7 +250,7 @@ def chunk_size(text):
     """A size, up to the largest that a chunk may have."""
     size = peer.size_in_bytes(text)
     if size > peer.MAX_CHUNK_SIZE:
-        raise peer.argparse.ArgumentTypeError(f"expected a chunk size of at most {peer.human(peer.MAX_CHUNK_SIZE)}, got {text}")
+        raise argparse.ArgumentTypeError(f"expected a chunk size of at most {peer.human(peer.MAX_CHUNK_SIZE)}, got {text}")
     return size
 
 
@@ -252,7 +258,8 @@ def parse_arguments(argv=None):
     parser = peer.Arguments(prog="tracker.py", description="Track the swarm of one file, and seed it.")
     parser.add_argument("file", metavar="FILE", help="the file to distribute")
     parser.add_argument("--chunk-size", type=chunk_size, default=peer.CHUNK_SIZE, metavar="SIZE", help="bytes in a chunk (default: 256K)")
-    parser.add_argument("--expire", type=peer.seconds_above_zero, default=peer.LEASE_SECONDS, metavar="S", help="lease: forget a peer that was silent for so many seconds (default: %(default)g)")
+    parser.add_argument("--expire", type=peer.seconds_above_zero, default=peer.LEASE_SECONDS, metavar="S",
+                        help="lease: forget a peer that was silent for so many seconds (default: %(default)g)")
     parser.add_argument("--no-seed", action="store_true", help="track only: some peer has the file already")
     peer.add_common_arguments(parser, 8000)
     return parser.parse_args(argv)

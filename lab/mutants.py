@@ -461,6 +461,6 @@ MUTANTS = [
            'return self.fail(Fatal(EXIT_NO_TRACKER, "the tracker is gone"))'),
     Mutant("never_calls_again", "peer.py", 7, "SW-6",
            "A neighbor that failed is gone.",
-           "        self.retry_at[address] = now + pause\n",
-           '        self.retry_at[address] = float("inf") if failed else now + pause\n'),
+           "        self.retry_at[address] = now + min(",
+           '        self.retry_at[address] = float("inf") if failed else now + min('),
 ]

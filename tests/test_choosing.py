@@ -330,6 +330,20 @@ def test_of_too_many_addresses_those_that_failed_most_give_way_and_good_ones_sta
     assert len(known) == 3 and {good, new} < set(known), "the one that had failed made room for one, and the others were passed over"
 
 
+@pytest.mark.spec("SW-6")
+@pytest.mark.fault(19)
+def test_a_machine_that_lists_hundreds_of_ports_does_not_keep_anybody_from_the_others():
+    contacts = peer.Contacts()
+    for port in range(1, 901):
+        contacts.add(("10.0.0.9", port))
+    others = [("10.0.0.1", 5000), ("10.0.0.2", 5000)]
+    for address in others:
+        contacts.add(address)
+        contacts.left(address, 0.0, failed=True)
+    ready = contacts.ready(100.0, {})
+    assert len(ready) == 902 and set(others) < set(ready[:3]) and ready[3:] == [address for address in ready if address[0] == "10.0.0.9"][1:]
+
+
 # The tracker's table, with a clock that the test sets.
 
 

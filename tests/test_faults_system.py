@@ -117,6 +117,17 @@ def test_writes_that_are_short_are_completed(swarm, run_patched, tmp_path):
     assert (tmp_path / "out").read_bytes() == data
 
 
+@pytest.mark.fault(29)
+@pytest.mark.spec("CL-4", "CL-13")
+@pytest.mark.parametrize("name", ["out", "out.part"])
+def test_a_disk_that_cannot_be_read_is_told_in_one_line(swarm, run_patched, tmp_path, name):
+    tracker, _, data = swarm
+    (tmp_path / name).write_bytes(data)
+    broken = "import errno, os\ndef broken(*_):\n    raise OSError(errno.EIO, os.strerror(errno.EIO))\npeer.hash_chunks = broken"
+    run_patched("peer", broken, [tracker.address, tmp_path / "out"]).ends_with(5, "cannot read what is in .*Input/output error")
+    assert (tmp_path / name).read_bytes() == data
+
+
 # Rows 30 to 33: OUT and OUT.part.
 
 
