@@ -538,6 +538,17 @@ def start_peer(tracker, out, extra=()):
     return Program(command(PEER, tracker=tracker, out=out) + list(extra), "the peer under test")
 
 
+def kept(port):
+    """A socket, to be closed, that keeps a port for a program that is to listen there again: the system gives it to nobody else meanwhile.
+
+    Nobody listens at it, and a program that reuses addresses, as ours do, can.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("", port))
+    return sock
+
+
 def patched(module, changes, arguments):
     """A Program that is ours, run with other constants: `changes` is Python, such as "peer.FRAME_SECONDS = 0.5"."""
     code = f"import sys, peer, tracker, time\n{changes}\nsys.argv = {['x', *map(str, arguments)]!r}\n"

@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from harness import ROOT, SECONDS, ask, chunks_query, connect, eventually, fetch_chunk, framed, is_closed, peer_list, some_bytes, split
+from harness import ROOT, SECONDS, ask, chunks_query, connect, eventually, fetch_chunk, framed, is_closed, kept, peer_list, some_bytes, split
 import messages_pb2 as pb
 from messages_pb2 import Response
 from test_7_faults import CHUNK, DATA, KIB, after, bad, busy_until, first, held, never
@@ -395,9 +395,10 @@ def test_a_peer_that_is_there_before_its_tracker_joins_as_soon_as_that_is_up(mak
     tracker = run_tracker(path)
     tracker.signal(signal.SIGKILL)  # its port is known and nobody listens there
     tracker.wait()
-    program = run_peer(tracker.port, out, ["--leave"])
-    program.wait_for(f"no tracker at 127.0.0.1:{tracker.port} yet")
-    run_tracker(path, port=tracker.port)
+    with kept(tracker.port):
+        program = run_peer(tracker.port, out, ["--leave"])
+        program.wait_for(f"no tracker at 127.0.0.1:{tracker.port} yet")
+        run_tracker(path, port=tracker.port)
     program.ends_with(0)
     assert out.read_bytes() == data
 

@@ -926,7 +926,8 @@ def test_a_peer_ends_when_its_tracker_comes_back_with_another_file(make_file, ru
     eventually(lambda: ask(tracker.port, peer_list()).peer_list.addresses, what="the peer in the list")
     tracker.signal(signal.SIGKILL)
     tracker.wait()
-    other = run_tracker(make_file(SIZE, name="other.bin", seed=2)[0], port=tracker.port, expire=0.6, extra=["--no-seed"])
+    with harness.kept(tracker.port):
+        other = run_tracker(make_file(SIZE, name="other.bin", seed=2)[0], port=tracker.port, expire=0.6, extra=["--no-seed"])
     peer.ends_with(4, "another file")
     assert not ask(other.port, peer_list()).peer_list.addresses
 
