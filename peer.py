@@ -1300,13 +1300,13 @@ class Peer:
     # What it answers. One method for a request, named after it; they run in the server's threads.
 
     def on_chunks_query(self, request, sock):
-        """[CQ-1, CQ-2, CQ-3]"""
+        """The ids of the chunks that are held, in the order of arrival, but for the first request.known [CQ-1, CQ-2, CQ-3]."""
         with self.lock:
             ids = self.order[request.known:]
         return Response(chunks_query=Response.ChunksQuery(chunk_ids=ids))
 
     def on_fetch_chunk(self, request, sock):
-        """[FC-1 to FC-6, FC-13, FC-14]"""
+        """Send the chunk itself, by Store.send, and return None; or return the answer that refuses it [FC-1 to FC-6, FC-13, FC-14]."""
         index = self.file.index(request.chunk_id) if self.file else None
         if self.file and index is None:
             return bad(messages_pb2.NO_SUCH_CHUNK,
@@ -1416,6 +1416,7 @@ class Peer:
                     self.contacts.add(address)
 
     def is_self(self, address):
+        """Whether (host, port) is this peer, by the address that the tracker sees, or by loopback's where it sees that [PL-3]."""
         host, port = address
         return port == self.server.port and (host == self.own_ip or is_loopback(host) and is_loopback(self.own_ip))
 

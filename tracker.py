@@ -118,7 +118,7 @@ class Tracker:
         self.sweeper = peer.Repeat(min(1.0, lease * SWEEP_SHARE), self.sweep)
 
     def on_join(self, request, sock):
-        """[JN-1 to JN-7]"""
+        """List the peer; the peer list, the file's description and the lease, or the answer that refuses it [JN-1 to JN-7]."""
         refusal = self.list(request, sock, "joined")
         if refusal:
             return refusal
@@ -126,13 +126,13 @@ class Tracker:
         return Response(peer_list=Response.PeerList(addresses=self.addresses_for(sock), file=self.message, lease_ms=lease_ms))
 
     def on_active_proof(self, request, sock):
-        """[AP-1, AP-2, AP-5, AP-6]"""
+        """Start the peer's lease again, or list it; Ok, or the answer that refuses it, as it does a peer of another file [AP-1, AP-2, AP-5, AP-6]."""
         if request.content_id and request.content_id != self.file.content_id:
             return peer.bad(messages_pb2.OTHER_FILE, f"expected a peer of {self.file.content_id.hex()}, got one of {request.content_id[:32].hex()}")
         return self.list(request, sock, "listed") or Response(ok=Response.Ok())
 
     def on_peer_list(self, request, sock):
-        """[PL-1, PL-2]"""
+        """The peer list, for whoever asks: nobody is listed for it [PL-1, PL-2]."""
         return Response(peer_list=Response.PeerList(addresses=self.addresses_for(sock)))
 
     def list(self, request, sock, event):
