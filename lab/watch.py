@@ -56,7 +56,7 @@ class Row:
         self.known = 0           # so many ids it has listed on this connection; used by its thread alone
         self.held = set()        # chunk ids that it has listed
         self.trouble = "not asked yet"
-        self.history = collections.deque(maxlen=int(RATE_SECONDS / 0.1))  # (when, how many it held): for the rate
+        self.history = collections.deque(maxlen=30)  # (when, how many it held): for the rate
         self.listed = True
 
     def rate(self, now):
@@ -128,9 +128,9 @@ class Watch:
         self.passed_over = 0  # listed, but beyond MAX_ROWS
         self.trouble = None   # with the tracker; None: it was not asked yet; "": none
 
-    def ask(self, link, kind, make_request):
-        """What answers make_request(), whose type is `kind`; OSError, ProtocolError."""
-        answer = peer.parse(Response, link.ask(make_request, peer.MAX_ANSWER))
+    def ask(self, link, kind, limit, make_request):
+        """What answers make_request(), whose type is `kind`, in at most `limit` bytes; OSError, ProtocolError."""
+        answer = peer.parse(Response, link.ask(make_request, limit))
         if answer.WhichOneof("type") != kind:
             raise peer.ProtocolError(f"refused: {peer.show_name(answer.bad.reason)[:40]}" if answer.HasField("bad") else "answers something else")
         return getattr(answer, kind)
@@ -140,7 +140,7 @@ class Watch:
         with peer.Link(self.tracker, ANSWER_SECONDS) as link:
             while True:
                 try:
-                    self.listed(self.ask(link, "peer_list", lambda: Request(peer_list=Request.PeerList())).addresses)
+                    self.listed(self.ask(link, "peer_list", peer.MAX_ANSWER, lambda: Request(peer_list=Request.PeerList())).addresses)
                 except (OSError, peer.ProtocolError) as trouble:
                     self.told(self, trouble)
                     link.close()
@@ -151,7 +151,8 @@ class Watch:
         listed = {}
         for text in addresses:
             try:
-                listed[peer.format_address(peer.parse_ip_address(text))] = peer.parse_ip_address(text)
+                address = peer.parse_ip_address(text)
+                listed[peer.format_address(address)] = address
             except ValueError:
                 continue  # what is no address is skipped [PL-4]
         with self.changed:
@@ -177,7 +178,7 @@ class Watch:
         with peer.Link(address, ANSWER_SECONDS, dialled) as link:
             while row.listed:
                 try:
-                    self.heard(row, self.ask(link, "chunks_query", request).chunk_ids)
+                    self.heard(row, self.ask(link, "chunks_query", peer.MAX_LIST, request).chunk_ids)
                 except (OSError, peer.ProtocolError) as trouble:
                     self.told(row, trouble)
                     link.close()
@@ -350,11 +351,15 @@ def parse_arguments(argv=None):
 
 def first_answers(watch, tracker):
     """Wait for everybody's first answer, or for the time that it may take; Fatal if there is no tracker."""
+    def wait_for(condition):
+        while not watch.changed.wait_for(condition, peer.SIGNAL_SECONDS):
+            pass  # an endless wait may sleep through a signal
+
     with watch.changed:
-        watch.changed.wait_for(lambda: watch.trouble is not None)
+        wait_for(lambda: watch.trouble is not None)
         if watch.trouble:
             raise peer.Fatal(peer.EXIT_NO_TRACKER, f"expected a tracker at {peer.format_address(tracker)}, got: {watch.trouble}; is it running?")
-        watch.changed.wait_for(watch.all_asked)
+        wait_for(watch.all_asked)
 
 
 def show(watch, screen, glyphs, again):
