@@ -15,11 +15,11 @@ Reading order: a peer without a rule - measure one rule - main. It has no thread
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 
 import distribution  # beside this file; it makes peer.py importable
+import ending
 import peer
 import simulate
 
@@ -99,24 +99,11 @@ def ablation(args):
     print(f"{time.monotonic() - began:.0f} s; wrote {args.out}", flush=True)
 
 
-def main(argv=None):
-    """The exit code."""
-    try:
-        args = parse_arguments(argv)
-        distribution.catch_signals()
-        ablation(args)
-    except (distribution.Failure, peer.Fatal) as failure:
-        print(f"ablation.py: {failure}", file=sys.stderr)
-        return getattr(failure, "code", 1)
-    except OSError as error:
-        print(f"ablation.py: {error.strerror}: {error.filename or 'stdout'}", file=sys.stderr)
-        if error.filename is None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would complain
-        return 1
-    except distribution.Interrupted:
-        return 130
-    return 0
+def main():
+    args = parse_arguments()
+    ending.hold_signals()
+    ablation(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ending.run(main, peer.Fatal)

@@ -14,11 +14,12 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+
+import ending  # beside this file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SIZE = 10 << 20            # bytes of random file
@@ -27,14 +28,6 @@ UPLOAD_LIMIT = 3 << 20     # bytes per second for each peer: the swarm needs som
 GIVE_UP_SECONDS = 60       # it takes a tenth of that
 SHOW_SECONDS = 0.1         # between two looks at the events
 BAR = 40                   # characters
-
-
-signals = []  # that came: seen in watch(), and so never between the start of a process and the note of it
-
-
-def catch_signals():
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: signals.append(number))
 
 
 def start(arguments, **options):
@@ -50,7 +43,7 @@ def start_tracker(path, processes):
         found = re.search(r"listening on port (\d+)$", line.strip())
         if found:
             return int(found[1])
-    raise SystemExit("demo: expected the tracker to listen, but it ended")
+    raise ending.Failure("expected the tracker to listen, but it ended", 1)
 
 
 def start_peer(folder, name, port, processes):
@@ -111,10 +104,9 @@ def watch(all_progress, processes):
     give_up = time.monotonic() + GIVE_UP_SECONDS
     shown_at = 0.0
     while not all(progress.complete for progress in all_progress):
-        if signals:
-            raise SystemExit(128 + signals[0])
+        ending.check_signals()
         if time.monotonic() > give_up or any(process.poll() is not None for process in processes):
-            raise SystemExit("demo: expected every peer to become complete, but one ended or time ran out")
+            raise ending.Failure("expected every peer to become complete, but one ended or time ran out", 1)
         time.sleep(SHOW_SECONDS)
         for progress in all_progress:
             progress.read()
@@ -146,12 +138,12 @@ def compare(original, outs):
     expected = digest(original)
     wrong = [out for out in outs if digest(out) != expected]
     if wrong:
-        raise SystemExit(f"demo: expected {len(outs)} equal files, but {len(wrong)} differ")
+        raise ending.Failure(f"expected {len(outs)} equal files, but {len(wrong)} differ", 1)
     print(f"\nall {len(outs)} files have sha256 {expected}")
 
 
 def main():
-    catch_signals()
+    ending.hold_signals()
     processes = []
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -166,9 +158,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except OSError as error:  # no room, or whoever read the lines has gone
-        print(f"demo: {error.strerror}: {error.filename or 'stdout'}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would complain
-        sys.exit(1)
+    ending.run(main)

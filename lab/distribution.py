@@ -7,7 +7,7 @@
     python lab/distribution.py --point 16 160 --slow 0.05 --runs 5 --peer OTHER/peer.py
 
 The figure writes distribution.svg, .csv and .json (every run) and prints a table. Exit code 0: measured;
-1: a run failed; 2: wrong arguments; 130: interrupted. Nothing but these files is left behind.
+1: a run failed; 2: wrong arguments; 130, 143: interrupted. Nothing but these files is left behind.
 
 What runs: tracker.py and one peer.py for each machine, as they are, as processes on loopback with
 --upload-limit. A *client* is a peer that nobody can reach, as behind a home router: it listens on one
@@ -54,7 +54,8 @@ from typing import NamedTuple
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "lab")]
 
-import peer  # noqa: E402  (after the path)
+import ending  # noqa: E402  (after the path)
+import peer  # noqa: E402
 import simulate  # noqa: E402
 import svg  # noqa: E402
 
@@ -80,12 +81,11 @@ PATIENCE = 4                     # times the bound, and START_SECONDS more: then
 HIDDEN_HOSTS = "127.0.0.2", "::1"  # where a client listens, and is not looked for; the first is not on every system
 
 
-class Failure(Exception):
+class Failure(ending.Failure):
     """A run did not work; the one line says why."""
 
-
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, seen at the next nap()."""
+    def __init__(self, line):
+        super().__init__(line, 1)
 
 
 # Bounds. Sizes in bytes, rates in bytes per second, all results in seconds.
@@ -109,21 +109,13 @@ def chunked_floor(n, chunks, tau):
 # Processes. Everything waits in nap(), so a signal is seen within a tenth of a second, and never
 # between the start of a process and the note of it.
 
-signals = []  # that came
-
-
-def catch_signals():
-    """From now on Ctrl-C and SIGTERM raise Interrupted, in nap() and nowhere else."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: signals.append(number))
-
 
 def nap(seconds):
     until = time.monotonic() + seconds
-    while not signals and time.monotonic() < until:
+    ending.check_signals()
+    while time.monotonic() < until:
         time.sleep(max(0.0, min(0.1, until - time.monotonic())))
-    if signals:
-        raise Interrupted
+        ending.check_signals()
 
 
 def eventually(condition, seconds, what, pause=LOOK_SECONDS):
@@ -698,24 +690,11 @@ def figure(args):
     print("", *table(points), "", f"{time.monotonic() - began:.0f} s; wrote {args.out}.svg, {args.out}.csv and {args.out}.json", sep="\n", flush=True)
 
 
-def main(argv=None):
-    """The exit code."""
-    try:
-        args = parse_arguments(argv)
-        catch_signals()
-        one_point(args) if args.point else figure(args)
-    except (Failure, peer.Fatal) as failure:
-        print(f"distribution.py: {failure}", file=sys.stderr)
-        return getattr(failure, "code", 1)
-    except OSError as error:
-        print(f"distribution.py: {error.strerror}: {error.filename or 'stdout'}", file=sys.stderr)
-        if error.filename is None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would complain
-        return 1
-    except Interrupted:
-        return 130
-    return 0
+def main():
+    args = parse_arguments()
+    ending.hold_signals()
+    one_point(args) if args.point else figure(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ending.run(main, peer.Fatal)

@@ -12,12 +12,13 @@ Exit codes: 0; 1 if the swarm did not do its work; 2 for wrong arguments; 3 if n
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+
+import ending  # beside this file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PORTS = TRACKER_PORT, PEER_PORT, SEEDER_PORT = 8000, 8001, 8002  # fixed, so that the capture tells who is who
@@ -26,11 +27,6 @@ TEXT = b"".join(b"line %3d of the file that the swarm distributes\n" % number fo
 
 def start(*arguments, **options):
     return subprocess.Popen(arguments, cwd=ROOT, text=True, **options)
-
-
-def give_up(code, message):
-    print(f"exchange: {message}", file=sys.stderr)
-    raise SystemExit(code)
 
 
 def wait_for(program, pattern):
@@ -48,7 +44,7 @@ def check_ports():
         try:
             socket.create_server(("127.0.0.1", port)).close()
         except OSError as error:
-            give_up(3, f"expected port {port} to be free, got: {error.strerror}")
+            raise ending.Failure(f"expected port {port} to be free, got: {error.strerror}", 3)
 
 
 def ask_for_no_chunk():
@@ -64,7 +60,7 @@ def record(target, folder, programs):
     programs.append(dumpcap)
     told = wait_for(dumpcap, "^File:")
     if told:
-        give_up(3, f"expected dumpcap to capture on lo, got: {told}")
+        raise ending.Failure(f"expected dumpcap to capture on lo, got: {told}", 3)
     original, whole, out = (os.path.join(folder, name) for name in ("story.txt", "seeder.txt", "out.txt"))
     for path in (original, whole):
         with open(path, "wb") as file:
@@ -74,26 +70,29 @@ def record(target, folder, programs):
     programs.append(tracker)
     told = wait_for(tracker, r"listening on port \d+$")
     if told:
-        give_up(1, f"expected the tracker to listen, got: {told}")
+        raise ending.Failure(f"expected the tracker to listen, got: {told}", 1)
     peer = start(sys.executable, "peer.py", f"127.0.0.1:{TRACKER_PORT}", out, "--host", "127.0.0.1", "--port", str(PEER_PORT), "--quiet", "--leave")
     programs.append(peer)
     time.sleep(0.5)  # for a proof or two, and a peer list without a neighbor
     seeder = start(sys.executable, "peer.py", f"127.0.0.1:{TRACKER_PORT}", whole, "--host", "127.0.0.1", "--port", str(SEEDER_PORT), "--quiet")
     programs.append(seeder)
     if peer.wait(30):
-        give_up(1, "expected the peer to fetch the file, but it did not")
+        raise ending.Failure("expected the peer to fetch the file, but it did not", 1)
     ask_for_no_chunk()
     seeder.terminate()
     time.sleep(2)  # dumpcap is told of packets in batches, up to a second late
 
 
-def main(target=os.path.join(ROOT, "lab", "exchange.pcap")):
-    target, programs = os.path.abspath(target), []  # the programs run in another folder
+def main():
+    if len(sys.argv) > 2 or sys.argv[1:] and sys.argv[1].startswith("-"):
+        raise ending.Failure("expected at most the name of one file; python lab/exchange.py [FILE]")
+    target = os.path.abspath((sys.argv[1:] or [os.path.join(ROOT, "lab", "exchange.pcap")])[0])  # the programs run in another folder
+    programs = []
     with tempfile.TemporaryDirectory() as folder:
         try:
             record(target, folder, programs)
         except FileNotFoundError:
-            give_up(3, "expected dumpcap, which comes with Wireshark; install it")
+            raise ending.Failure("expected dumpcap, which comes with Wireshark; install it", 3)
         finally:
             for program in reversed(programs):
                 program.terminate()
@@ -105,8 +104,4 @@ def main(target=os.path.join(ROOT, "lab", "exchange.pcap")):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))  # so that all that was started is ended
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
-    if len(sys.argv) > 2:
-        give_up(2, "expected at most the name of one file; python lab/exchange.py [FILE]")
-    main(*sys.argv[1:])
+    ending.run(main)

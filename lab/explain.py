@@ -13,21 +13,19 @@ Messages are read here by hand, byte after byte, and not by protobuf: so a messa
 can be shown up to the byte that is wrong, and behind it. Lines that begin with `!!` are mistakes. Nothing
 that is read raises. For other programs: fields, headline, render, difference. Files are read in capture.py.
 
-Exit codes: 0; 1 for a stdout without room; 2 for what cannot be read, after one line that says what was expected.
+Exit codes: 0; 1 for a stdout that takes no more; 2 for what cannot be read, after one line that says what was expected.
 
 Reading order: what fields there are - what values mean - reading one frame - lines - frames out of a stream -
 captures - the proxy - main. The proxy has a thread that accepts and two for each connection, which only move
 bytes; all that is printed is printed by the main thread. They meet in a queue, and nothing else is shared.
 """
 
-import argparse
 import collections
 import ipaddress
 import itertools
 import os
 import queue
 import re
-import signal
 import socket
 import sys
 import textwrap
@@ -35,6 +33,7 @@ import threading
 import time
 
 import capture
+import ending
 
 CHUNK = 262_144        # bytes; the chunk size unless chosen otherwise
 MAX_REQUEST = 65_536   # bytes of a request after its length [WF-5]
@@ -790,13 +789,8 @@ LEGEND = """A tag is field number × 8 + wire type: 2a (42) is 5 × 8 + 2. A var
 first; a byte of 80 or more says that another one follows: 80 80 10 is 0 + 0 × 128 + 16 × 16,384 = 262,144."""
 
 
-class Wrong(Exception):
+class Wrong(ending.Failure):
     """What was given cannot be used: one line, exit code 2."""
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise Wrong(f"{message}; --help tells how to use it")
 
 
 def bytes_of(text):
@@ -828,19 +822,19 @@ def explain_hex(text, kind):
     print(LEGEND)
 
 
-def arguments_of(words):
-    parser = Parser(prog="explain.py", description="Explains the bytes of requests and answers: of hex digits, of a capture, or live.")
+def parse_arguments():
+    parser = ending.Arguments(prog="explain.py", description="Explains the bytes of requests and answers: of hex digits, of a capture, or live.")
     parser.add_argument("what", nargs="*", metavar="HEX | FILE", help="hex digits of frames, or a pcap or pcapng file")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--request", action="store_const", const="request", dest="kind", help="the hex digits are a request, whatever they look like")
     kind.add_argument("--response", action="store_const", const="response", dest="kind", help="the hex digits are an answer")
     parser.add_argument("--port", type=int, action="append", default=[], help="of a capture: what passed at this port, whatever it is")
     parser.add_argument("--proxy", nargs=2, metavar=("PORT", "TARGET:PORT"), help="listen at PORT, pass everything on to TARGET, and show it")
-    return parser.parse_args(words)
+    return parser.parse_args()
 
 
-def main(words):
-    arguments = arguments_of(words)
+def main():
+    arguments = parse_arguments()
     if bool(arguments.what) == bool(arguments.proxy):
         raise Wrong("expected hex digits, or a capture, or --proxy PORT TARGET:PORT")
     text = " ".join(arguments.what)
@@ -852,35 +846,5 @@ def main(words):
         explain_hex(text, arguments.kind)
 
 
-def run(words):
-    """The exit code; OSError if stdout takes no more."""
-    try:
-        main(words)
-    except Wrong as error:
-        print(end="", flush=True)
-        print(f"explain: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    print(end="", flush=True)
-    return 0
-
-
-def run_to_exit():
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed from the start
-        stream.reconfigure(errors="replace")  # a terminal that has no … shows ?
-    try:
-        return run(sys.argv[1:])
-    except BrokenPipeError:  # whoever reads, such as head, has seen enough
-        code = 0
-    except OSError as error:
-        print(f"explain: cannot write to stdout: {error.strerror}", file=sys.stderr)
-        code = 1
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would complain
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(run_to_exit())
+    ending.run(main)

@@ -16,7 +16,6 @@ the reference, nothing runs: mend it in lab/mutants.py. When one survives, a tes
 Reading order: the tests of a clause - one grading - verdicts - all of them.
 """
 
-import argparse
 import ast
 import collections
 import concurrent.futures
@@ -25,12 +24,12 @@ import os
 import pathlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 
+import ending
 from mutants import MUTANTS
 from stages import STAGES, test_files
 
@@ -45,8 +44,8 @@ PARTS = ("clauses", "step", "expected", "got", "likely", "again")  # what each r
 Verdict = collections.namedtuple("Verdict", "name caught line report")  # one line for people; the report that a student would read
 
 
-class NotOnce(Exception):
-    """A mutant's old text does not stand exactly once in the reference."""
+class NotOnce(ending.Failure):
+    """A mutant's old text does not stand exactly once in the reference; exit code 1."""
 
 
 # The tests of a clause, and the text of a mutant.
@@ -57,7 +56,7 @@ def mutated(mutant):
     text = (ROOT / mutant.program).read_text()
     if text.count(mutant.old) != 1:
         raise NotOnce(f"{mutant.name}: expected its old text once in {mutant.program}, found it {text.count(mutant.old)} times: "
-                      f"the reference has changed, mend this mutant in lab/mutants.py: {mutant.old.strip().splitlines()[0]!r}")
+                      f"the reference has changed, mend this mutant in lab/mutants.py: {mutant.old.strip().splitlines()[0]!r}", 1)
     return text.replace(mutant.old, mutant.new)
 
 
@@ -146,22 +145,16 @@ def verdict_on_reference(number):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(prog="gauntlet.py", description="Grade the grader with wrong programs.", allow_abbrev=False)
+    parser = ending.Arguments(prog="gauntlet.py", description="Grade the grader with wrong programs.", allow_abbrev=False)
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these, with their reports (default: all, and the reference)")
     parser.add_argument("--list", action="store_true", help="show what there is, and run nothing")
     parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="gradings at a time (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=LIMIT, metavar="S", help="seconds for all (default: %(default)s)")
-    parser.error = lambda message: sys.exit(wrong_usage(f"{message}; see --help"))
     args = parser.parse_args()
     unknown = sorted(set(args.names) - {mutant.name for mutant in MUTANTS})
     if unknown:
-        sys.exit(wrong_usage(f"expected names that --list shows, got {', '.join(unknown)}"))
+        parser.error(f"expected names that --list shows, got {', '.join(unknown)}")
     return args
-
-
-def wrong_usage(line):
-    print(f"gauntlet.py: {line}", file=sys.stderr)
-    return 2
 
 
 def run_all(tasks, jobs, limit, show):
@@ -201,12 +194,8 @@ def main():
             print(f"{mutant.name:34} stage {mutant.stage}  {mutant.clause:6} {mutant.thought}", flush=True)
         return 0
     began = time.monotonic()
-    try:
-        for mutant in chosen:
-            mutated(mutant)
-    except NotOnce as error:
-        print(f"gauntlet.py: {error}", file=sys.stderr)
-        return 1
+    for mutant in chosen:
+        mutated(mutant)
     tasks = [] if args.names else [(f"the reference, stage {stage.number}", verdict_on_reference, stage.number) for stage in STAGES]
     tasks += [(mutant.name, verdict_on, mutant) for mutant in chosen]
     verdicts = run_all(tasks, args.jobs, args.limit, lambda verdict: show(verdict, bool(args.names)))
@@ -220,13 +209,4 @@ def main():
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:  # whoever read the lines has gone, or there is no room
-        if not isinstance(error, BrokenPipeError):
-            print(f"gauntlet.py: {error.strerror}: {error.filename or 'stdout'}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)
+    ending.run(main)

@@ -33,7 +33,6 @@ Exit code: 0 all passed, 1 something failed, 2 wrong usage.
 Reading order: usage - the run - points - the report; then tests/verdict.py, the workers' side.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -53,7 +52,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-import processes  # noqa: E402  (after the path)
+import ending  # noqa: E402  (after the path)
+import processes  # noqa: E402
 from stages import STAGES  # noqa: E402
 
 LIMIT = 55         # seconds for the run; ending everything and writing take some of the minute that it may last
@@ -71,7 +71,7 @@ POINTS = {}        # clause -> points, for those that are not worth 1
 # Usage.
 
 
-class WrongUsage(Exception):
+class WrongUsage(ending.Failure):
     """One line that says what was expected, what came, and what to do."""
 
 
@@ -79,13 +79,8 @@ class Incomplete(WrongUsage):
     """A submission lacks a program: that is its author's mistake and not yours, so it has a results.json too."""
 
 
-class Arguments(argparse.ArgumentParser):
-    def error(self, message):
-        raise WrongUsage(message)
-
-
-def parse_arguments(argv):
-    parser = Arguments(prog="grade.py", description="Grade a tracker and a peer over the wire.", allow_abbrev=False)
+def parse_arguments():
+    parser = ending.Arguments(prog="grade.py", description="Grade a tracker and a peer over the wire.", allow_abbrev=False)
     parser.add_argument("--dir", metavar="FOLDER", help="grade the tracker.py and the peer.py of this folder")
     parser.add_argument("--tracker", metavar="COMMAND", help="what starts the tracker, with {file} and {port}, and {expire} for its lease in seconds")
     parser.add_argument("--peer", metavar="COMMAND", help="what starts a peer, with {tracker} and {out}")
@@ -96,7 +91,7 @@ def parse_arguments(argv):
     parser.add_argument("--limit", metavar="S", type=float, default=LIMIT, help="end the run after so many seconds (default: %(default)s)")
     parser.add_argument("--first", action="store_true", help="end with the first failure; slow tests are run too")
     parser.add_argument("--workers", metavar="N", type=int, default=WORKERS, help="tests at a time (default: %(default)s)")
-    return parser.parse_args(argv)
+    return parser.parse_args()
 
 
 def check_template(option, template, needed, known):
@@ -255,8 +250,7 @@ class Run:
                 self.follow()
                 self.without_tests()
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # a second one must not leave anything behind
+            ending.catch_signals(signal.SIG_IGN)  # a second one must not leave anything behind
             processes.end_all([self.collector.pid] if self.collector else [])
             self.remove()
 
@@ -565,11 +559,9 @@ def left_out(run):
 def show(run):
     """Print the report; the exit code."""
     if run.misread:
-        print(f"grade.py: -k: expected words of a test's name, with and, or and not between them, got {run.words!r}", file=sys.stderr)
-        return 2
+        raise WrongUsage(f"-k: expected words of a test's name, with and, or and not between them, got {run.words!r}")
     if not run.tests and not run.broken:
-        print(f"grade.py: no test of stage {', '.join(map(str, run.numbers))} has {run.words!r} in its name", file=sys.stderr)
-        return 2
+        raise WrongUsage(f"no test of stage {', '.join(map(str, run.numbers))} has {run.words!r} in its name")
     failed = [test for test in run.tests.values() if test["outcome"] not in ("passed", "skipped")]
     for test in failed[:REPORTS]:
         print(report(test, run), end="\n\n")
@@ -599,17 +591,13 @@ def prepared(args):
     return run
 
 
-def main(argv=None):
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
-    signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))
+def main():
+    args = parse_arguments()
     try:
-        args = parse_arguments(argv)
         run = prepared(args)
-    except WrongUsage as error:
-        if isinstance(error, Incomplete):
-            write(args.results, {"score": 0, "output": str(error), "tests": []})
-        print(f"grade.py: {error}", file=sys.stderr)
-        return 2
+    except Incomplete as error:
+        write(args.results, {"score": 0, "output": str(error), "tests": []})
+        raise
     try:
         run.run()
     finally:
@@ -618,10 +606,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except OSError as error:  # whoever read the report has gone, or there is no room for it; results.json is written
-        if not isinstance(error, BrokenPipeError):
-            print(f"grade.py: {error.strerror}: {error.filename or 'stdout'}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)
+    ending.run(main)

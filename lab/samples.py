@@ -12,14 +12,14 @@ one file of at most BYTES in their own folder, and after SECONDS all of them hav
 lab/INSTRUCTOR.md shows the marks, and tests/test_samples.py compares these with what the grader says.
 """
 
-import os
 import pathlib
 import shlex
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-import starter  # noqa: E402  (after the path)
+import ending  # noqa: E402  (after the path)
+import starter  # noqa: E402
 from mutants import MUTANTS  # noqa: E402
 
 MISTAKE = "announced_ip_trusted"
@@ -105,29 +105,10 @@ def write(folder):
         (folder / "hostile" / name).write_text(HOSTILE.format(seconds=SECONDS, children=CHILDREN, size=BYTES))
 
 
-def main(arguments):
-    if len(arguments) != 1 or arguments[0].startswith("-") or not arguments[0]:
-        return "samples: expected the folder to make, got none or several; python lab/samples.py ../samples"
-    folder = pathlib.Path(arguments[0])
-    try:
-        arguments[0].encode()  # it will stand in README.md
-        if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
-            return f"samples: expected a folder that is empty or not there yet, got {folder}, which holds something; choose another"
-        write(folder)
-    except OSError as error:
-        return f"samples: expected a folder that can be written, got {folder}: {error.strerror}; choose another"
-    except UnicodeError:
-        return f"samples: expected the name of a folder in UTF-8, got {arguments[0]!a}; choose another"
-    print(f"made good, partial and hostile in {folder}; try: make grade DIR={shlex.quote(str(folder / 'partial'))}", flush=True)
-    return None
+def main():
+    folder = starter.folder_made(write, "python lab/samples.py ../samples")
+    print(f"made good, partial and hostile in {folder}; try: make grade DIR={shlex.quote(str(folder / 'partial'))}")
 
 
 if __name__ == "__main__":
-    try:
-        refusal = main(sys.argv[1:])
-    except OSError:  # it is made, and nobody can read that it is
-        refusal = None
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if refusal:
-        print(refusal, file=sys.stderr)
-        sys.exit(2)
+    ending.run(main)

@@ -29,7 +29,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import peer  # noqa: E402  (after the path)
+import ending  # noqa: E402  (after the path)
+import peer  # noqa: E402
 
 LATENCY = 0.002   # seconds for a request and its answer, and what the programs take for them
 TAU = 0.4         # seconds that a chunk takes at the upload limit, unless chosen otherwise
@@ -346,7 +347,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(peer.EXIT_SIGINT)
+    ending.run(main)

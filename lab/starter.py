@@ -11,7 +11,6 @@ Reading order: names of functions - blanking a source - writing the folder - mai
 
 import ast
 import functools
-import os
 import pathlib
 import shlex
 import shutil
@@ -19,7 +18,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-import stages  # noqa: E402  (after the path)
+import ending  # noqa: E402  (after the path)
+import stages  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROGRAMS = ["tracker", "peer"]
@@ -170,29 +170,27 @@ def write(folder, written=()):
     (path / "README.md").write_text(readme(folder))
 
 
-def main(arguments):
-    if len(arguments) != 1 or arguments[0] in ("", "-h", "--help"):
-        return "starter: expected the folder to make, got none or several; make starter DIR=../my-p2p"
-    path = pathlib.Path(arguments[0])
+def folder_made(fill, usage):
+    """The path of the folder that the command line names, after fill(path); Failure if it cannot be filled. lab/samples.py takes the same."""
+    if len(sys.argv) != 2 or not sys.argv[1] or sys.argv[1].startswith("-"):
+        raise ending.Failure(f"expected the folder to make, got none or several; {usage}")
+    path = pathlib.Path(sys.argv[1])
     try:
-        arguments[0].encode()  # it will stand in README.md
+        sys.argv[1].encode()  # it will stand in README.md
         if path.is_file() or path.is_dir() and any(path.iterdir()):
-            return f"starter: expected a folder that is empty or not there yet, got {path}, which holds something; choose another"
-        write(arguments[0])
+            raise ending.Failure(f"expected a folder that is empty or not there yet, got {path}, which holds something; choose another")
+        fill(path)
     except OSError as error:
-        return f"starter: expected a folder that can be written, got {path}: {error.strerror}; choose another"
+        raise ending.Failure(f"expected a folder that can be written, got {path}: {error.strerror}; choose another") from None
     except UnicodeError:
-        return f"starter: expected the name of a folder in UTF-8, got {arguments[0]!a}; choose another"
-    print(f"made {path}; read {path / 'README.md'}, then try: make stage-0 DIR={shlex.quote(str(path))}", flush=True)
-    return None
+        raise ending.Failure(f"expected the name of a folder in UTF-8, got {sys.argv[1]!a}; choose another") from None
+    return path
+
+
+def main():
+    path = folder_made(write, "make starter DIR=../my-p2p")
+    print(f"made {path}; read {path / 'README.md'}, then try: make stage-0 DIR={shlex.quote(str(path))}")
 
 
 if __name__ == "__main__":
-    try:
-        refusal = main(sys.argv[1:])
-    except OSError:  # it is made, and nobody can read that it is
-        refusal = None
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if refusal:
-        print(refusal, file=sys.stderr)
-        sys.exit(2)
+    ending.run(main)

@@ -22,7 +22,6 @@ the files are of several machines, all times are converted to wall time, and are
 Reading order: data - reading - who is who - matching - intervals - summary - the picture of bars - the picture of rates - main.
 """
 
-import argparse
 import bisect
 import json
 import os
@@ -33,7 +32,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import svg  # noqa: E402  (after the path)
+import ending  # noqa: E402  (after the path)
+import svg  # noqa: E402
 
 LATEST = 1e11         # seconds, a few thousand years: no clock shows more
 SAME_CLOCK = 1.0      # seconds by which wall time less `t` may differ between files of one machine
@@ -46,10 +46,6 @@ NOTABLE = 0.05        # share of a peer's time above which a cause is worth tell
 SLOW_SOURCE = 3       # times slower than the median: then a source is called slow
 WIDTH, LEFT, RIGHT, TOP = 1180, 168, 1150, 116   # pixels
 COLOURS = len(svg.SERIES)
-
-
-class Failure(Exception):
-    """What the user can mend, in one line; exit code 2."""
 
 
 # Data. Times in seconds from the first request; a lane is one peer, and is known by its place in a list.
@@ -141,7 +137,7 @@ def events_of(path):
                 else:
                     yield event
     except OSError as error:
-        raise Failure(f"cannot read {text_in(path)}: {error.strerror}; expected the file that a peer wrote with --events") from None
+        raise ending.Failure(f"cannot read {text_in(path)}: {error.strerror}; expected the file that a peer wrote with --events") from None
     if unreadable:
         print(f"{text_in(path)}: left out {unreadable} line{'s' * (unreadable != 1)} that {'are' if unreadable != 1 else 'is'} no event", file=sys.stderr)
 
@@ -208,7 +204,7 @@ def shift_clocks(lanes):
         return False
     for lane in lanes:
         if not lane.starts:
-            raise Failure(f"the files are of several machines, and that of {lane.name} has no start event: expected its beginning, to know its clock")
+            raise ending.Failure(f"the files are of several machines, and that of {lane.name} has no start event: expected its beginning, to know its clock")
         at = [t for t, _ in lane.starts]
 
         def wall(t):
@@ -246,7 +242,7 @@ def zero_time(lanes):
     """The first request of a chunk: all times are counted from there. Failure if there is none."""
     begins = [t - seconds for lane in lanes for t, seconds, *_ in lane.fetched] or [event.t for lane in lanes for event in lane.sent]
     if not begins:
-        raise Failure("no chunk was sent or fetched in these files; expected the --events files of a swarm that has begun")
+        raise ending.Failure("no chunk was sent or fetched in these files; expected the --events files of a swarm that has begun")
     return min(begins)
 
 
@@ -745,37 +741,19 @@ def draw(run):
 # Main.
 
 
-class Arguments(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
-
-    def error(self, message):
-        raise Failure(f"{message}; see --help")
-
-
-def main(argv=None):
-    """The exit code: 0, or 2 for files or arguments that are not as they must be."""
-    parser = Arguments(prog="timeline.py", description="Draw who sent which chunk to whom when, from --events files, and say why a download was slow.")
+def main():
+    parser = ending.Arguments(prog="timeline.py", description="Draw who sent which chunk to whom when, from --events files, and say why a download was slow.")
     parser.add_argument("events", nargs="+", metavar="EVENTS", help="files that peers and the tracker wrote with --events")
     parser.add_argument("--out", default="timeline.svg", metavar="FILE", help="the picture (default: %(default)s)")
+    args = parser.parse_args()
+    run = read_run(args.events)
+    print("\n".join(summary(run)), flush=True)
     try:
-        args = parser.parse_args(argv)
-        run = read_run(args.events)
-        print("\n".join(summary(run)))
         draw(run).save(args.out)
-        print(f"\nwrote {text_in(args.out)}", flush=True)
-    except Failure as failure:
-        print(f"timeline.py: {failure}", file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f"timeline.py: cannot write {text_in(error.filename or 'stdout')}: {error.strerror}", file=sys.stderr)
-        if error.filename is None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would complain
-        return 2
-    return 0
+        raise ending.Failure(f"cannot write {text_in(args.out)}: {error.strerror}") from None
+    print(f"\nwrote {text_in(args.out)}")
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    ending.run(main)

@@ -254,7 +254,7 @@ def test_several_frames_in_a_row_are_told_one_by_one():
     (["lab"], "lab: expected a capture, got: Is a directory"),
     (["README.md"], "README.md: expected a pcap or pcapng capture, got a file that begins with 23 20 4f 6e"),
     ([], "expected hex digits, or a capture, or --proxy PORT TARGET:PORT"),
-    (["--prots", "1"], "--help tells how to use it"),
+    (["--prots", "1"], "unrecognized arguments: --prots; see --help"),
     (["--proxy", "0", "nowhere"], "expected HOST:PORT, got 'nowhere'"),
     (["--proxy", "99999", "127.0.0.1:1"], "expected PORT or HOST:PORT, got '99999'"),
     (["--proxy", "0", "127.0.0.1:1"], "expected a program that listens at 127.0.0.1:1, got: Connection refused; start it first"),

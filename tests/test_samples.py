@@ -226,4 +226,4 @@ def test_commands_that_do_not_exist_are_found(command, complaint):
 @pytest.mark.parametrize("arguments", [[], [""], ["a", "b"], ["--help"], [__file__], [os.path.dirname(__file__)], ["/dev/null/x"]])
 def test_without_a_good_folder_the_samples_are_refused_in_one_line(arguments):
     ended = subprocess.run([sys.executable, os.path.join(ROOT, "lab", "samples.py"), *arguments], capture_output=True, text=True, timeout=20)
-    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1) and "samples: expected" in ended.stderr
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1) and "samples.py: expected" in ended.stderr

@@ -23,8 +23,11 @@ SAY_SOMETHING = {
     "gauntlet": ["lab/gauntlet.py", "--list"],
     "grade": ["lab/grade.py", "--stage", "0", "-k", "does_not_count", "--results", "{folder}/results.json"],
     "demo": ["lab/demo.py"],
+    "simulate": ["lab/simulate.py", "--leechers", "2", "--chunks", "2", "--runs", "1"],
+    "watch": ["lab/watch.py", "--help"],
     "distribution": ["lab/distribution.py", "--point", "1", "2", "--limit", "1M", "--chunk-size", "1K"],
 }
+SIGNALS = [signal.SIGINT, signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)  # nohup's stay ignored
 NO_READER = {"nobody_reads": '"$0" "$@" | true; exit ${PIPESTATUS[0]}', "no_room": '"$0" "$@" > /dev/full', "closed": '"$0" "$@" >&-'}
 
 
@@ -38,11 +41,44 @@ def test_a_stdout_that_takes_nothing_costs_at_most_one_line(tool, how, tmp_path)
     environment.pop("PYTHONUNBUFFERED", None)  # then what was printed fails at the very end
     ended = subprocess.run(["bash", "-c", NO_READER[how], sys.executable, *words], cwd=ROOT, env=environment,
                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60)
+    if (tool, how) == ("watch", "closed"):
+        return  # argparse shows its help on stderr then
     assert ended.returncode in (0, 1, 2) and ended.stderr.count("\n") <= 1 and not re.search(r"Traceback|Exception", ended.stderr), ended.stderr
+    assert how != "nobody_reads" or tool == "explain_what_is_wrong" or not ended.stderr, "a reader that has gone is nothing to talk about"
     assert not [name for name in os.listdir(tmp_path) if name.startswith("tmp")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("tool", ["explain_a_capture", "distribution"])
+def test_a_terminal_that_lacks_a_sign_is_shown_another(tool):
+    ended = subprocess.run([sys.executable, *SAY_SOMETHING[tool]], cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+                           capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "") and "?" in ended.stdout
+
+
+ENDING = "import sys, time; sys.path.insert(0, 'lab'); import ending; "
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("held", [False, True])
+def test_a_signal_ends_a_tool_without_a_word(ending, number, held):
+    wait = "while True: ending.check_signals() or time.sleep(0.01)" if held else "time.sleep(60)"
+    code = f"{ENDING}\ndef main():\n {'ending.hold_signals(); ' * held}print('begun', flush=True)\n {wait}\nending.run(main)"
+    program = ending(Program([sys.executable, "-c", code]))
+    program.wait_for("begun")
+    program.signal(number)
+    program.ends_with(128 + number)
+    assert program.output.strip("\0") == "begun\n"
+
+
+@pytest.mark.parametrize("main, code, said", [
+    ("print('all')", 0, ""), ("sys.exit(3)", 3, ""), ("1 / 0", 1, "ZeroDivisionError: division"), ("open('/absent/x')", 1, "-c: cannot use /absent/x: No such file"),
+    ("(_ for _ in ()).throw(ending.Failure('expected one, got two'))", 2, "-c: expected one, got two")])
+def test_what_ends_a_tool_is_its_exit_code_and_one_line_unless_it_is_a_bug(main, code, said):
+    ended = subprocess.run([sys.executable, "-c", f"{ENDING}ending.run(lambda: {main})"], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert ended.returncode == code and said in ended.stderr and (ended.stderr.count("\n") <= 1) == ("Traceback" not in ended.stderr) == (main != "1 / 0")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_demo_that_is_interrupted_leaves_nothing_behind(ending, tmp_path, number):
     program = ending(Program([sys.executable, "lab/demo.py"], env={**os.environ, "TMPDIR": str(tmp_path)}))
     started = eventually(lambda: len(found := [pid for pid, _, _ in processes.descendants(program.pid)]) >= 4 and found, what="a tracker and some peers")
@@ -71,7 +107,7 @@ def test_a_recording_that_is_interrupted_leaves_nothing_behind(ending, tmp_path,
 @pytest.mark.parametrize("name", [b"\xff", b"x" * 5000], ids=["no_utf8", "too_long"])
 def test_a_folder_that_cannot_be_named_is_told_in_one_line(tool, name, tmp_path):
     ended = subprocess.run([sys.executable, os.path.join(ROOT, "lab", f"{tool}.py"), name], cwd=tmp_path, capture_output=True, text=True, timeout=20)
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and f"{tool}: expected" in ended.stderr, ended.stderr
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and f"{tool}.py: expected" in ended.stderr, ended.stderr
     assert os.listdir(tmp_path) == []
 
 
