@@ -7,7 +7,7 @@
 A rule is taken out of peer.py by the very lines that take it out of the simulator (RULES in
 lab/simulate.py): the peers that are started are peer.py with such a line run first. Swarms, limits and the moment from
 which time runs are those of lab/distribution.py. Writes ablation.json: every run, real and
-simulated. Exit codes as there.
+simulated, after each rule; what was there before is replaced when the first is measured. Exit codes as there.
 
 Reading order: a peer without a rule - measure one rule - main. It has no thread of its own.
 """
@@ -41,10 +41,10 @@ def program_without(rule, folder):
 
 def real_runs(rule, args):
     """As many real swarms as were asked for: distribution.Result."""
+    setup = {"n": args.leechers, "chunks": args.chunks, "chunk_size": CHUNK_SIZE, "limit": CHUNK_SIZE / args.tau}
     with tempfile.TemporaryDirectory(prefix="ablation-") as folder:
         program = program_without(rule, folder) if rule else distribution.PEER
-        return [distribution.attempt({"n": args.leechers, "chunks": args.chunks, "chunk_size": CHUNK_SIZE, "limit": CHUNK_SIZE / args.tau}, program=program)
-                for _ in range(args.runs)]
+        return [distribution.attempt(setup, program=program) for _ in range(args.runs)]
 
 
 def compare(rule, args):
@@ -54,7 +54,8 @@ def compare(rule, args):
     floor = simulate.floor(args.leechers, args.chunks, args.tau)
     size = args.chunks * CHUNK_SIZE
     return {"rule": rule, "leechers": args.leechers, "chunks": args.chunks, "tau_s": args.tau, "floor_s": floor,
-            "real_makespans_s": [round(run.makespan, 3) for run in runs], "real_over_floor": statistics.median(run.makespan for run in runs) / floor,
+            "real_makespans_s": [round(run.makespan, 3) for run in runs],
+            "real_over_floor": statistics.median(run.makespan for run in runs) / floor,
             "real_seeder_files": statistics.median(run.seeder_bytes / size for run in runs),
             "cpu": max((run.cpu for run in runs if run.cpu is not None), default=None),
             "simulated_makespans_s": [round(run["makespan"], 3) for run in simulated],
@@ -66,8 +67,9 @@ HEAD = f"{'rule taken out':<16} {'real':>8} {'over floor':>10} {'seeder':>7}   {
 
 
 def line(found):
-    return (f"{found['rule'] or 'none':<16} {statistics.median(found['real_makespans_s']):>6.1f} s {found['real_over_floor']:>10.3f} {found['real_seeder_files']:>7.2f}"
-            f"   {found['simulated_over_floor']:>9.3f} {found['simulated_seeder_files']:>7.2f}   {100 * (found['real_over_floor'] / found['simulated_over_floor'] - 1):>+6.1f} %"
+    real, simulated = found["real_over_floor"], found["simulated_over_floor"]
+    return (f"{found['rule'] or 'none':<16} {statistics.median(found['real_makespans_s']):>6.1f} s {real:>10.3f} {found['real_seeder_files']:>7.2f}"
+            f"   {simulated:>9.3f} {found['simulated_seeder_files']:>7.2f}   {100 * (real / simulated - 1):>+6.1f} %"
             f"   {distribution.percent(found['cpu'])}")
 
 
@@ -77,9 +79,11 @@ def parse_arguments(argv=None):
     parser.add_argument("--rule", type=simulate.rule, action="append", metavar="RULE", help="only this one; again for another (default: all)")
     parser.add_argument("--leechers", type=simulate.whole_number(1, 64), metavar="N", help=f"(default: {LEECHERS}, quick {QUICK_LEECHERS})")
     parser.add_argument("--chunks", type=simulate.whole_number(1, 10_000), metavar="M", help=f"(default: {CHUNKS}, quick {QUICK_CHUNKS})")
-    parser.add_argument("--tau", type=simulate.share, metavar="S", help=f"seconds that a chunk takes at the upload limit (default: {TAU:g}, quick {QUICK_TAU:g})")
+    parser.add_argument("--tau", type=simulate.share, metavar="S",
+                        help=f"seconds that a chunk takes at the upload limit (default: {TAU:g}, quick {QUICK_TAU:g})")
     parser.add_argument("--runs", type=simulate.whole_number(1, 100), metavar="K", help=f"real runs of each (default: {RUNS}, quick 1)")
-    parser.add_argument("--simulated", type=simulate.whole_number(1, 1000), default=SIMULATED_RUNS, metavar="K", help="simulated runs of each (default: %(default)s)")
+    parser.add_argument("--simulated", type=simulate.whole_number(1, 1000), default=SIMULATED_RUNS, metavar="K",
+                        help="simulated runs of each (default: %(default)s)")
     parser.add_argument("--out", default="ablation.json", metavar="FILE", help="(default: %(default)s)")
     args = parser.parse_args(argv)
     n, chunks, tau, runs = (QUICK_LEECHERS, QUICK_CHUNKS, QUICK_TAU, 1) if args.quick else (LEECHERS, CHUNKS, TAU, RUNS)
@@ -89,13 +93,14 @@ def parse_arguments(argv=None):
 
 def ablation(args):
     began, found = time.monotonic(), []
-    with open(args.out, "w") as file:  # now, for who cannot write there wants to know it before the measurement
-        print(f"{args.leechers} leechers, {args.chunks} chunks of {args.tau:g} s, floor {simulate.floor(args.leechers, args.chunks, args.tau):.1f} s, "
-              f"medians of {args.runs} real and {args.simulated} simulated runs\n{HEAD}", flush=True)
-        for rule in [None, *(args.rule or simulate.RULES)]:
-            found.append(compare(rule, args))
-            print(line(found[-1]), flush=True)
-        json.dump(found, file, indent=1)
+    open(args.out, "a").close()  # now, for who cannot write there wants to know it before the measurement
+    print(f"{args.leechers} leechers, {args.chunks} chunks of {args.tau:g} s, floor {simulate.floor(args.leechers, args.chunks, args.tau):.1f} s, "
+          f"medians of {args.runs} real and {args.simulated} simulated runs\n{HEAD}", flush=True)
+    for rule in [None, *(args.rule or simulate.RULES)]:
+        found.append(compare(rule, args))
+        with open(args.out, "w") as file:  # all of it, each time: an interruption waits until it is written, and costs one rule
+            json.dump(found, file, indent=1)
+        print(line(found[-1]), flush=True)
     print(f"{time.monotonic() - began:.0f} s; wrote {args.out}", flush=True)
 
 

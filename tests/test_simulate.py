@@ -6,6 +6,7 @@ that costs more than noise fails here, in simulated time, on any machine.
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import sys
 import pytest
 
 import peer
-from harness import ROOT
+from harness import ROOT, Program
 
 sys.path.insert(0, os.path.join(ROOT, "lab"))
 
@@ -158,6 +159,17 @@ def test_a_small_ablation_writes_what_it_measured(tmp_path):
     assert (none["rule"], busy["rule"]) == (None, "busy")
     assert all(len(found["real_makespans_s"]) == 1 and len(found["simulated_makespans_s"]) == 3 for found in (none, busy))
     assert none["real_over_floor"] == pytest.approx(none["real_makespans_s"][0] / none["floor_s"], rel=0.01)
+
+
+def test_an_ablation_that_is_interrupted_keeps_what_it_has_measured(tmp_path, ending):
+    (tmp_path / "x.json").write_text("[]")
+    words = ["--leechers", "1", "--chunks", "2", "--tau", "0.05", "--runs", "1", "--simulated", "1", "--out", str(tmp_path / "x.json")]
+    program = ending(Program([sys.executable, os.path.join(ROOT, "lab", "ablation.py"), *words]))
+    program.wait_for("^none .* CPU")
+    program.signal(signal.SIGINT)
+    program.ends_with(130)
+    rules = [found["rule"] for found in json.loads((tmp_path / "x.json").read_text())]
+    assert rules[0] is None and len(rules) < 1 + len(simulate.RULES)
 
 
 def test_an_ablation_that_cannot_write_says_so_before_it_measures(tmp_path):
