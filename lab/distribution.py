@@ -67,7 +67,7 @@ CHUNK_SIZE = 64 * peer.KIB       # small files, so that 33 copies stay in memory
 CHUNKS, QUICK_CHUNKS = 20, 16    # F/u is 2.5 s, and 1 s
 TAU, QUICK_TAU = 1 / 8, 1 / 16   # seconds to upload a chunk: N = 32 is 256 chunks a second in the swarm, of some 3 ms of processor time each
 EXCHANGES = 80                   # chunks a second in the swarm for each processor, at most, when --point chooses the limit
-BUSY = 0.5                       # share of the processors above which it is they that are measured, not the links
+MOST_CPU = 0.5                   # share of the processors above which it is they that are measured, not the links
 SIMULATED_RUNS = 5               # that a --point is compared with
 FEWEST_CHUNKS = 8                # in a file that is halved
 HALVINGS = 3                     # of the limit, until the processors are less busy than that
@@ -99,11 +99,6 @@ def client_server_bound(n, size, seeder, download=math.inf):
 def p2p_bound(size, seeder, leechers, download=math.inf):
     """The textbook's fluid bound. `leechers` is the list of their upload rates."""
     return max(size / seeder, size / download, len(leechers) * size / (seeder + sum(leechers)))
-
-
-def chunked_floor(n, chunks, tau):
-    """(M + ⌊log₂N⌋)·τ: the last chunk leaves the seeder after M·τ at the earliest, and who has it doubles with every τ."""
-    return (chunks + n.bit_length() - 1) * tau
 
 
 # Processes. Everything waits in nap(), so a signal is seen within a tenth of a second, and never
@@ -398,7 +393,7 @@ def bounds(setup):
     seeder = setup["seeder"] * limit
     if setup["client_server"]:
         return client_server_bound(n, size, seeder), None
-    floor = chunked_floor(n, setup["chunks"], setup["chunk_size"] / limit) if setup["seeder"] == 1 else None
+    floor = simulate.floor(n, setup["chunks"], setup["chunk_size"] / limit) if setup["seeder"] == 1 else None
     return p2p_bound(size, seeder, [limit] * n), floor
 
 
@@ -430,9 +425,9 @@ def measure(setup, runs, **options):
     for number in range(1, runs + 1):
         results.append(attempt(setup, **options))
         print(describe_run(results[-1], setup, number, runs), flush=True)
-        if (results[-1].cpu or 0) > BUSY:
-            print(f"warning: the processors were more than {100 * BUSY:.0f} % busy, so this may measure them and not the links; "
-                  + ("take a lower --limit" if results[-1].own > BUSY else "other programs are at work"), flush=True)
+        if (results[-1].cpu or 0) > MOST_CPU:
+            print(f"warning: the processors were more than {100 * MOST_CPU:.0f} % busy, so this may measure them and not the links; "
+                  + ("take a lower --limit" if results[-1].own > MOST_CPU else "other programs are at work"), flush=True)
     return Point(setup, results, *bounds(setup))
 
 
@@ -445,7 +440,7 @@ def fitting(setup, keep_duration, **options):
     for _ in range(HALVINGS):
         run = attempt(setup, **options)
         print(f"trial N={setup['n']}, limit {peer.human(setup['limit'])}/s: {percent(run.cpu)}, {100 * run.own:.0f} % by this swarm", flush=True)
-        if run.own <= BUSY or (keep_duration and setup["chunks"] < 2 * FEWEST_CHUNKS):
+        if run.own <= MOST_CPU or (keep_duration and setup["chunks"] < 2 * FEWEST_CHUNKS):
             break
         setup = setup | {"limit": setup["limit"] / 2}
         if keep_duration:
@@ -516,8 +511,8 @@ def draw_times(picture, points, setup):
     plot.curve([(n, client_server_bound(n, size, seeder)) for n in fine], 0)
     plot.curve([(n, max(size / seeder, n * size / (seeder + n * limit))) for n in fine], 1, svg.DASHES[1])
     if setup["seeder"] == 1:
-        steps = [(n, chunked_floor(whole, setup["chunks"], tau)) for whole in range(1, max(numbers)) for n in (whole, whole + 1)]
-        plot.curve(steps + [(max(numbers), chunked_floor(max(numbers), setup["chunks"], tau))], 2, svg.DASHES[2])
+        steps = [(n, simulate.floor(whole, setup["chunks"], tau)) for whole in range(1, max(numbers)) for n in (whole, whole + 1)]
+        plot.curve(steps + [(max(numbers), simulate.floor(max(numbers), setup["chunks"], tau))], 2, svg.DASHES[2])
     for client_server in (True, False):
         chosen = [(point.setup["n"], point.makespan()) for point in points if point.setup["client_server"] == client_server]
         plot.marks(chosen, 0 if client_server else 1, lambda n, seconds: f"N = {n}: {seconds:.3f} s")

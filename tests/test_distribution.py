@@ -46,11 +46,6 @@ def test_a_slow_download_or_a_slow_seeder_is_a_bound_of_its_own():
     assert distribution.p2p_bound(100, 50, [1000, 1000]) == 2
 
 
-@pytest.mark.parametrize("n, rounds", [(1, 0), (2, 1), (3, 1), (4, 2), (7, 2), (8, 3), (32, 5), (33, 5)])
-def test_the_floor_of_chunks_grows_by_one_with_every_doubling(n, rounds):
-    assert distribution.chunked_floor(n, 40, 0.5) == (40 + rounds) * 0.5
-
-
 def test_what_each_configuration_is_held_against():
     assert distribution.bounds(SETUP) == (2.5, 42 / 16)
     assert distribution.bounds(SETUP | {"client_server": True}) == (10.0, None)
