@@ -13,11 +13,14 @@ What the events tell. `fetched` says who sent a chunk, when it was verified and 
 it is a bar at its receiver. `sent` says when the last byte was handed to the kernel; it is matched
 with the `fetched` that it led to, and takes its beginning from there (or from its own `seconds`,
 where it has them). Under an upload limit chunks go out one after another, so there a bar begins where the one before it
-on that uplink ended, at the earliest: what came before was waiting. A `sent` to a connection of a known peer that led to no `fetched` is a duplicate: the chunk had come
-from elsewhere first. What was sent of an exchange that broke off is in no event.
+on that uplink ended, at the earliest: what came before was waiting. A `sent` to a connection of a known peer that led to
+no `fetched` is a duplicate: the chunk had come from elsewhere first. What was sent of an exchange that broke off is in no
+event. Where no event says what an exchange took, which it need not, its bar has no known beginning: it is a line at its
+end, and what depends on beginnings, such as how long a link had nothing to do, is not told.
 
 Clocks. `t` of all processes of one machine is one clock. If the wall times in the `start` events say that
-the files are of several machines, all times are converted to wall time, and are as good as those clocks.
+the files are of several machines, all times are converted to wall time, and are as good as those clocks. A file without
+a wall time is taken for one of the same machine.
 
 Reading order: data - reading - who is who - matching - intervals - summary - the picture of bars - the picture of rates - main.
 """
@@ -61,6 +64,7 @@ class Transfer(NamedTuple):
     source: int     # lane
     to: int         # lane; None: a peer that no file tells of
     duplicate: bool = False
+    timed: bool = True   # whether its beginning is known; if not, that is its end
 
 
 class Sent(NamedTuple):
@@ -106,6 +110,9 @@ def seconds_in(value):
 
 
 def duration_in(value):
+    """As seconds_in, and not below 0; None for None: the event does not say."""
+    if value is None:
+        return None
     if not 0 <= float(value) <= LATEST:
         raise ValueError
     return float(value)
@@ -124,7 +131,7 @@ def text_in(value):
 
 
 def events_of(path):
-    """(events, number of lines that are none) of a file. The last line may be cut off: its writer may still be writing."""
+    """Yield the events of a file, and say on stderr how many lines are none. The last one may be cut off: its writer may still be writing."""
     events, unreadable = [], 0
     try:
         with open(path, "rb") as file:
@@ -145,15 +152,15 @@ def events_of(path):
 def take(lane, event, same, tracker):
     """Add an event to a lane. KeyError, TypeError, ValueError, OverflowError for one that is not as SPEC CL-15 has it."""
     kind, t = event["event"], seconds_in(event["t"])
-    if kind == "fetched":
-        lane.fetched.append((t, duration_in(event["seconds"]), same(bytes_in(event["chunk"])), same(bytes_in(event["bytes"])), same(text_in(event["of"]))))
-    elif kind == "sent":
-        seconds = event.get("seconds")
-        lane.sent.append(Sent(t, None if seconds is None else duration_in(seconds), same(bytes_in(event["chunk"])), same(bytes_in(event["bytes"])), same(text_in(event["to"]))))
+    if kind in ("fetched", "sent"):
+        address = text_in(event["of" if kind == "fetched" else "to"])
+        moved = (t, duration_in(event.get("seconds")), same(bytes_in(event["chunk"])), same(bytes_in(event["bytes"])), same(address))
+        lane.fetched.append(moved) if kind == "fetched" else lane.sent.append(Sent(*moved))
     elif kind == "start":
-        lane.starts.append((t, seconds_in(event["wall"])))
+        if event.get("wall") is not None:
+            lane.starts.append((t, seconds_in(event["wall"])))
         lane.limit = bytes_in(event.get("upload_limit") or 0) or lane.limit
-        if "out" in event:
+        if "file" not in event:  # that of a tracker is not its seeder's
             lane.port = int(event["port"])
     elif kind == "joined" and "peer" in event:
         tracker.append(text_in(event["peer"]))
@@ -204,7 +211,8 @@ def shift_clocks(lanes):
         return False
     for lane in lanes:
         if not lane.starts:
-            raise ending.Failure(f"the files are of several machines, and that of {lane.name} has no start event: expected its beginning, to know its clock")
+            raise ending.Failure(f"the files are of several machines, and that of {lane.name} has no wall time in a "
+                                 "start event: expected one, to know its clock; leave that file out")
         at = [t for t, _ in lane.starts]
 
         def wall(t):
@@ -240,7 +248,7 @@ def lane_of(address, lanes):
 
 def zero_time(lanes):
     """The first request of a chunk: all times are counted from there. Failure if there is none."""
-    begins = [t - seconds for lane in lanes for t, seconds, *_ in lane.fetched] or [event.t for lane in lanes for event in lane.sent]
+    begins = [t - (seconds or 0) for lane in lanes for t, seconds, *_ in lane.fetched] or [event.t for lane in lanes for event in lane.sent]
     if not begins:
         raise ending.Failure("no chunk was sent or fetched in these files; expected the --events files of a swarm that has begun")
     return min(begins)
@@ -257,7 +265,7 @@ def receive(lanes, zero):
         for t, seconds, chunk, size, address in lanes[index].fetched:
             if address not in known:
                 known[address] = lane_of(address, lanes)
-            transfers.append(Transfer(t - seconds - zero, t - zero, chunk, size, known[address], index))
+            transfers.append(Transfer(t - (seconds or 0) - zero, t - zero, chunk, size, known[address], index, timed=seconds is not None))
         lanes[index].fetched = sorted(transfers, key=lambda transfer: transfer.end)
 
 
@@ -273,13 +281,14 @@ def match(lane, index, arrivals, zero):
             arrivals[event.chunk].remove(best)
             connections[event.to] = best.to
         pairs.append((event, best))
-    usual = statistics.median([arrival.end - arrival.begin for _, arrival in pairs if arrival] or [0.0])
+    known = [arrival.end - arrival.begin for _, arrival in pairs if arrival and arrival.timed]
     sent = []
     for event, arrival in pairs:
-        end = event.t - zero
-        seconds = event.seconds if event.seconds is not None else max(0.0, end - arrival.begin) if arrival else usual
+        end, seconds = event.t - zero, event.seconds
+        if seconds is None and (arrival.timed if arrival else known):
+            seconds = max(0.0, end - arrival.begin) if arrival else statistics.median(known)
         to = arrival.to if arrival else connections.get(event.to)
-        sent.append(Transfer(end - seconds, end, event.chunk, event.size, index, to, arrival is None and to is not None))
+        sent.append(Transfer(end - (seconds or 0), end, event.chunk, event.size, index, to, arrival is None and to is not None, seconds is not None))
     return sorted(sent, key=lambda transfer: transfer.end)
 
 
@@ -348,6 +357,10 @@ def busy(transfers, low, high):
     return sum(end - begin for begin, end in merged(transfers, low, high))
 
 
+def all_timed(transfers):
+    return all(transfer.timed for transfer in transfers)
+
+
 def merged(transfers, low, high):
     """The spans between `low` and `high` in which something was under way, in order, none touching the next."""
     spans = []
@@ -399,9 +412,9 @@ def count(chunks):
 
 
 def idle(transfers, window):
-    """Seconds of a window, and the share of it, in which nothing was under way; None for a window that never opened."""
+    """(seconds of a window in which nothing was under way, its length); None for one that never opened, and if beginnings are not known."""
     low, high = window
-    return (high - low - busy(transfers, low, high), high - low) if high > low else None
+    return (high - low - busy(transfers, low, high), high - low) if high > low and all_timed(transfers) else None
 
 
 def show_idle(found):
@@ -479,8 +492,9 @@ def cause_idle(lane, run):
     middle = (low + high) / 2
     there = holders(run, lane, middle)
     free = [other for other in there if not any(transfer.begin <= middle <= transfer.end for transfer in other.sent)]
-    why = "nobody had what it missed" if not there else f"{len(there)} had what it missed, " + (
-        f"{len(free)} of them with an idle uplink" if free else "all of them busy with others")
+    why = f"{len(there) or 'nobody'} had what it missed"
+    if there and all(all_timed(other.sent) for other in there):
+        why += f", {len(free)} of them with an idle uplink" if free else ", all of them busy with others"
     return found[0], f"nothing came for {found[0]:.2f} s in all; the longest gap was {high - low:.2f} s, from {low:.2f} s on: {why}"
 
 
@@ -489,12 +503,13 @@ def cause_source(lane, run):
     rates = [transfer.size / (transfer.end - transfer.begin) for other in run.lanes for transfer in other.fetched if transfer.end > transfer.begin]
     times = {}
     for transfer in lane.fetched:
-        times.setdefault(transfer.source, []).append(transfer)
+        if transfer.timed:
+            times.setdefault(transfer.source, []).append(transfer)
     slow = []
     for source, transfers in times.items():
         seconds = sum(transfer.end - transfer.begin for transfer in transfers)
         rate = total(transfers) / seconds if seconds else float("inf")
-        if rate * SLOW_SOURCE < statistics.median(rates):
+        if rates and rate * SLOW_SOURCE < statistics.median(rates):
             slow.append((seconds, f"{run.lanes[source].name} was a slow source: {seconds:.2f} s for {count(transfers)}, "
                                   f"{human(rate)}/s against a median of {human(statistics.median(rates))}/s"))
     return max(slow, default=(0, ""))
@@ -502,7 +517,7 @@ def cause_source(lane, run):
 
 def cause_last(lane, run):
     """(seconds, line) on waiting for the last chunk."""
-    if len(lane.fetched) < 2:
+    if len(lane.fetched) < 2 or not all_timed(lane.fetched):
         return 0, ""
     last, before = lane.fetched[-1], lane.fetched[-2]
     usual = statistics.median(transfer.end - transfer.begin for transfer in lane.fetched)
@@ -568,9 +583,10 @@ def tip(transfer, run):
     """What a bar says when it is pointed at."""
     names = [run.lanes[lane].name if lane is not None else "a peer without events" for lane in (transfer.source, transfer.to)]
     seconds = transfer.end - transfer.begin
+    when = f"{transfer.begin:.3f} – {transfer.end:.3f} s" if transfer.timed else f"until {transfer.end:.3f} s"
     rate = f", {human(transfer.size / seconds)}/s" if seconds else ""
     again = "; it had it already" if transfer.duplicate else ""
-    return f"chunk {transfer.chunk}: {names[0]} → {names[1]}{again}; {transfer.begin:.3f} – {transfer.end:.3f} s; {human(transfer.size)}{rate}"
+    return f"chunk {transfer.chunk}: {names[0]} → {names[1]}{again}; {when}; {human(transfer.size)}{rate}"
 
 
 def draw_bars(picture, plot, run, transfers, partner, top, height):

@@ -140,6 +140,34 @@ def test_under_a_limit_what_waits_behind_another_chunk_is_not_on_the_wire_yet(wr
     assert [transfer.end for transfer in lane(run, "seeder").sent] == [1, 2, 4, 5]
 
 
+def bare(events):
+    """The events as an implementation may write them that adds nothing to what SPEC CL-15 asks for."""
+    return [{name: value for name, value in event.items() if name not in ("seconds", "wall", "out")} for event in events]
+
+
+def test_events_without_what_they_need_not_have_are_bars_of_no_known_beginning(write, capsys):
+    run = timeline.read_run(write({name: bare(events) for name, events in WRITTEN.items()}))
+    assert [(t.chunk, t.source, t.to, t.begin, t.end, t.timed) for t in lane(run, "b").fetched] == [(0, 1, 2, 2, 2, False), (10, 0, 2, 3, 3, False)]
+    assert [(t.chunk, t.to, t.end, t.duplicate, t.timed) for t in lane(run, "seeder").sent] == [
+        (0, 1, 0, False, False), (10, 1, 1, False, False), (10, 2, 3, False, False), (0, 2, 4, True, False)]
+    rows = {line.split()[0]: line.split()[1:] for line in text_of(run).splitlines() if line}
+    assert rows["b"][:8] == "3.00 s 20 B 2 0 B -".split() and "nothing came" not in text_of(run), "what is not known is not told"
+    assert shapes(timeline.draw(run), "rect", "chunk 0: a → b; until 2.000 s; 10 B") and not capsys.readouterr().err
+
+
+def test_one_peer_that_says_less_takes_nothing_from_the_others(write):
+    run = timeline.read_run(write({**WRITTEN, "a": bare(A)}))
+    rows = {line.split()[0]: line for line in text_of(run).splitlines() if line}
+    assert rows["b"].split()[1:10] == "3.00 s 20 B 2 0 B 1.00 s".split() and rows["a"].split()[8] == "-"
+    assert lane(run, "a").sent[0].begin == 1 and [transfer.timed for transfer in lane(run, "seeder").sent] == [False, False, True, True]
+
+
+def test_a_file_without_a_wall_time_cannot_be_put_among_those_of_several_machines(write):
+    elsewhere = [{**event, "t": event["t"] + 5000, **({"wall": event["wall"]} if "wall" in event else {})} for event in B]
+    with pytest.raises(timeline.ending.Failure, match="that of a has no wall time"):
+        timeline.read_run(write({**WRITTEN, "a": bare(A), "b": elsewhere}))
+
+
 # Clocks.
 
 
