@@ -25,8 +25,13 @@ PORTS = TRACKER_PORT, PEER_PORT, SEEDER_PORT = 8000, 8001, 8002  # fixed, so tha
 TEXT = b"".join(b"line %3d of the file that the swarm distributes\n" % number for number in range(1, 55))  # three chunks of 1 KiB, the last one short
 
 
-def start(*arguments, **options):
-    return subprocess.Popen(arguments, cwd=ROOT, text=True, **options)
+def start(programs, *arguments, **options):
+    """A program of ours, noted among the others; a signal waits until it is, or nobody would end it."""
+    ending.hold_signals()
+    programs.append(subprocess.Popen(arguments, cwd=ROOT, text=True, **options))
+    ending.catch_signals(ending.interrupt)
+    ending.check_signals()
+    return programs[-1]
 
 
 def wait_for(program, pattern):
@@ -54,30 +59,44 @@ def ask_for_no_chunk():
         sock.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
 
 
-def record(target, folder, programs):
-    check_ports()
-    dumpcap = start("dumpcap", "-q", "-i", "lo", "-f", " or ".join(f"tcp port {port}" for port in PORTS), "-P", "-w", target, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    programs.append(dumpcap)
+def start_capture(target, programs):
+    ports = " or ".join(f"tcp port {port}" for port in PORTS)
+    dumpcap = start(programs, "dumpcap", "-q", "-i", "lo", "-f", ports, "-P", "-w", target, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     told = wait_for(dumpcap, "^File:")
     if told:
         raise ending.Failure(f"expected dumpcap to capture on lo, got: {told}", 3)
+
+
+def start_tracker(path, programs):
+    tracker = start(programs, sys.executable, "tracker.py", path, "--port", str(TRACKER_PORT), "--no-seed", "--chunk-size", "1K", "--expire", "1",
+                    stdout=subprocess.PIPE)
+    told = wait_for(tracker, r"listening on port \d+$")
+    if told:
+        raise ending.Failure(f"expected the tracker to listen, got: {told}", 1)
+
+
+def start_peer(out, port, programs, *options):
+    return start(programs, sys.executable, "peer.py", f"127.0.0.1:{TRACKER_PORT}", out, "--host", "127.0.0.1", "--port", str(port),
+                 "--quiet", *options)
+
+
+def record(target, folder, programs):
+    check_ports()
+    start_capture(target, programs)
     original, whole, out = (os.path.join(folder, name) for name in ("story.txt", "seeder.txt", "out.txt"))
     for path in (original, whole):
         with open(path, "wb") as file:
             file.write(TEXT)
-    tracker = start(sys.executable, "tracker.py", original, "--port", str(TRACKER_PORT), "--no-seed", "--chunk-size", "1K", "--expire", "1",
-                    stdout=subprocess.PIPE)
-    programs.append(tracker)
-    told = wait_for(tracker, r"listening on port \d+$")
-    if told:
-        raise ending.Failure(f"expected the tracker to listen, got: {told}", 1)
-    peer = start(sys.executable, "peer.py", f"127.0.0.1:{TRACKER_PORT}", out, "--host", "127.0.0.1", "--port", str(PEER_PORT), "--quiet", "--leave")
-    programs.append(peer)
+    start_tracker(original, programs)
+    peer = start_peer(out, PEER_PORT, programs, "--leave")
     time.sleep(0.5)  # for a proof or two, and a peer list without a neighbor
-    seeder = start(sys.executable, "peer.py", f"127.0.0.1:{TRACKER_PORT}", whole, "--host", "127.0.0.1", "--port", str(SEEDER_PORT), "--quiet")
-    programs.append(seeder)
-    if peer.wait(30):
-        raise ending.Failure("expected the peer to fetch the file, but it did not", 1)
+    seeder = start_peer(whole, SEEDER_PORT, programs)
+    try:
+        complete = peer.wait(30) == 0
+    except subprocess.TimeoutExpired:
+        complete = False
+    if not complete:
+        raise ending.Failure("expected the peer to fetch the file within 30 s, but it did not", 1)
     ask_for_no_chunk()
     seeder.terminate()
     time.sleep(2)  # dumpcap is told of packets in batches, up to a second late
