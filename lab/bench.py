@@ -377,7 +377,8 @@ def libtorrent(args, source, count, folder):
     def take(target):
         ports = free_ports(count)
         began = time.monotonic()
-        leechers = [start(command + ["torrent-peer", torrent, os.path.join(target, port), port, seeder, *(set(ports) - {port})], target) for port in ports]
+        leechers = [start(command + ["torrent-peer", torrent, os.path.join(target, port), port, seeder, *(set(ports) - {port})], target)
+                    for port in ports]
         seconds = max(float(await_line(leecher, r"seeding at ([\d.]+)\n")) for leecher in leechers) - began
         peak = max([end(leecher) for leecher in leechers])
         compare_files([os.path.join(target, port, "file.bin") for port in ports], source)
@@ -497,7 +498,8 @@ def tracker(args, report, folder, name):
     seconds = 1 if args.quick else 3
     measures = [("proofs, 4 kept connections", "/s", ">=", 2000, ["load-requests", "kept", port, seconds]),
                 ("proofs, each on a fresh connection", "/s", ">=", 1000, ["load-requests", "fresh", port, seconds]),
-                (f"{LOAD_PEERS} peers prove every {PROOF_SECONDS:g} s", "cores", "<=", 0.5, ["load-swarm", process.pid, port, 4 if args.quick else 10])]
+                (f"{LOAD_PEERS} peers prove every {PROOF_SECONDS:g} s", "cores", "<=", 0.5,
+                  ["load-swarm", process.pid, port, 4 if args.quick else 10])]
     runs = report["runs"][name] = {what: [] for what, *_ in measures}
     for _ in range(args.runs):
         for what, *_, command in measures:
@@ -590,7 +592,8 @@ def parse_arguments():
     parser.add_argument("--only", default=",".join(CASES), metavar="NAME[,NAME]", help="cases to run (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="rounds that count (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="smaller files, shorter times")
-    parser.add_argument("--json", default=os.path.join(ROOT, "bench.json"), metavar="FILE", help="where the figures go (default: bench.json beside peer.py)")
+    parser.add_argument("--json", default=os.path.join(ROOT, "bench.json"), metavar="FILE",
+                        help="where the figures go (default: bench.json beside peer.py)")
     parser.add_argument("--dir", metavar="DIR", help="folder for everything temporary (default: the system's)")
     parser.add_argument("--libtorrent", metavar="PYTHON", help="an interpreter that can import libtorrent")
     parser.add_argument("--install-libtorrent", action="store_true", help="install it, for this run only")

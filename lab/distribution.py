@@ -127,7 +127,10 @@ PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 def end_with_us():
-    """Run in a new process before its program: it is killed when this one ends, even by SIGKILL. A peer that is stopped would stay for ever (Linux)."""
+    """Run in a new process before its program: it is killed when this one ends, even by SIGKILL (Linux).
+
+    A peer that is stopped would stay for ever.
+    """
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
@@ -289,7 +292,8 @@ class Swarm:
 
     def check(self):
         """Every file is the original."""
-        digests = {hashlib.sha256(open(path, "rb").read()).digest() for path in [self.original, *(self.out(leecher.name) for leecher in self.leechers)]}
+        paths = [self.original, *(self.out(leecher.name) for leecher in self.leechers)]
+        digests = {hashlib.sha256(open(path, "rb").read()).digest() for path in paths}
         if len(digests) != 1:
             raise Failure("expected every leecher to have the original file, got others")
 
@@ -459,7 +463,8 @@ def rows(points):
             yield {"mode": "client-server" if point.setup["client_server"] else "peer-to-peer", "n": point.setup["n"], "run": number,
                    "makespan_s": round(makespan, 4), "bound_s": round(point.bound, 4), "over_bound": round(makespan / point.bound, 4),
                    "floor_s": point.floor and round(point.floor, 4), "over_floor": point.floor and round(makespan / point.floor, 4),
-                   "seeder_files": round(run.seeder_bytes / point.size(), 4), "cpu_share": run.cpu and round(run.cpu, 3), "own_cpu_share": round(run.own, 3)}
+                   "seeder_files": round(run.seeder_bytes / point.size(), 4), "cpu_share": run.cpu and round(run.cpu, 3),
+                   "own_cpu_share": round(run.own, 3)}
 
 
 def write_csv(points, path):
@@ -544,7 +549,8 @@ def draw(points, setup, path):
     picture = svg.Picture(1000, 712, "Distribution time over the number of leechers",
                           "Client–server grows with N, peer to peer does not; points are measured, curves are lower bounds.")
     picture.heading("How long until N leechers have the file",
-                    f"F = {peer.human(setup['chunks'] * setup['chunk_size'])} in M = {setup['chunks']} chunks; everyone uploads at most {peer.human(setup['limit'])}/s{seeder};\n"
+                    f"F = {peer.human(setup['chunks'] * setup['chunk_size'])} in M = {setup['chunks']} chunks; "
+                    f"everyone uploads at most {peer.human(setup['limit'])}/s{seeder};\n"
                     f"real trackers and peers as processes on one machine; {runs}")
     draw_times(picture, points, setup)
     draw_ratios(picture, points)
@@ -552,7 +558,8 @@ def draw(points, setup, path):
                (1, svg.DASHES[1], "max{F/uₛ, F/dₘᵢₙ, N·F/(uₛ+Σu)}")]
     floor = [(2, svg.DASHES[2], "(M + ⌊log₂N⌋)·τ, floor of chunks")] if setup["seeder"] == 1 else []
     svg.legend(picture, 720, 112, entries + floor)
-    ratio = [(0, None, "client–server over its bound"), (1, None, "peer to peer over its bound")] + [(2, None, "peer to peer over the floor")] * bool(floor)
+    ratio = [(0, None, "client–server over its bound"), (1, None, "peer to peer over its bound")]
+    ratio += [(2, None, "peer to peer over the floor")] * bool(floor)
     svg.legend(picture, 720, 522, ratio)
     picture.save(path)
 
@@ -603,19 +610,24 @@ def new_folder(text):
 
 
 def parse_arguments(argv=None):
-    parser = peer.Arguments(prog="distribution.py", description="Measure distribution time, client–server and peer to peer, against the bounds of theory.")
+    parser = peer.Arguments(prog="distribution.py",
+                            description="Measure distribution time, client–server and peer to peer, against the bounds of theory.")
     parser.add_argument("--quick", action="store_true", help="N = 1 … 8 and a small file: under a minute")
     parser.add_argument("--point", nargs=2, type=number_of(1), metavar=("N", "M"), help="measure one swarm of N leechers and M chunks; no figure")
-    parser.add_argument("--slow", type=share(1), metavar="SHARE", help="with --point: the last leecher uploads at this share of the others' limit; the makespan is that of the others")
+    parser.add_argument("--slow", type=share(1), metavar="SHARE",
+                        help="with --point: the last leecher uploads at this share of the others' limit; the makespan is that of the others")
     parser.add_argument("--client-server", action="store_true", help="with --point: leechers that nobody can reach")
     parser.add_argument("--staggered", action="store_true", help="leechers come as they start, instead of all before the seeder begins")
     parser.add_argument("--seeder", type=share(1000), default=1.0, metavar="K", help="the seeder's upload limit, in those of a leecher (default: 1)")
-    parser.add_argument("--limit", type=peer.size_in_bytes, metavar="RATE", help="upload limit in bytes per second (default: one at which the processors are less than half busy)")
+    parser.add_argument("--limit", type=peer.size_in_bytes, metavar="RATE",
+                        help="upload limit in bytes per second (default: one at which the processors are less than half busy)")
     parser.add_argument("--chunk-size", type=peer.size_in_bytes, default=CHUNK_SIZE, metavar="SIZE", help="bytes in a chunk (default: 64K)")
     parser.add_argument("--runs", type=number_of(1), metavar="K", help=f"runs of each peer-to-peer point (default: {RUNS}; with --point: 1)")
     parser.add_argument("--peer", type=existing_file, default=PEER, metavar="PATH", help="another peer.py to be run, to compare versions")
-    parser.add_argument("--events", type=new_folder, metavar="FOLDER", help="with --point: leave the events of the last run there, for lab/timeline.py")
-    parser.add_argument("--out", type=prefix_of_files, default="", metavar="PREFIX", help="write PREFIX.json, for the figure PREFIX.svg and .csv too (default for the figure: distribution)")
+    parser.add_argument("--events", type=new_folder, metavar="FOLDER",
+                        help="with --point: leave the events of the last run there, for lab/timeline.py")
+    parser.add_argument("--out", type=prefix_of_files, default="", metavar="PREFIX",
+                        help="write PREFIX.json, for the figure PREFIX.svg and .csv too (default for the figure: distribution)")
     args = parser.parse_args(argv)
     if not args.point and (args.slow or args.client_server or args.events):
         parser.error("expected --point N M with --slow, --client-server and --events")
@@ -653,8 +665,10 @@ def one_point(args):
     point = measure(setup, args.runs or 1, program=args.peer, events=args.events)
     over = point.floor or point.bound
     what = "floor (M + ⌊log₂N⌋)τ" if point.floor else "bound"
-    print(f"N={n} M={chunks} τ={args.chunk_size / setup['limit'] * 1000:.1f} ms{f', one peer at {args.slow:g} of the rate, makespan of the others' if args.slow else ''}: "
-          f"median {point.makespan():.3f} s, {what} {over:.3f} s, ratio {point.makespan() / over:.3f}; seeder sent {point.seeder_files():.3f} files; {percent(point.cpu())} at most", flush=True)
+    slow = f", one peer at {args.slow:g} of the rate, makespan of the others" if args.slow else ""
+    print(f"N={n} M={chunks} τ={args.chunk_size / setup['limit'] * 1000:.1f} ms{slow}: "
+          f"median {point.makespan():.3f} s, {what} {over:.3f} s, ratio {point.makespan() / over:.3f}; "
+          f"seeder sent {point.seeder_files():.3f} files; {percent(point.cpu())} at most", flush=True)
     if point.floor and not args.staggered:
         print(compare_with_simulation(point), flush=True)
     if args.out:

@@ -18,7 +18,8 @@ STAGES = [
         "peer.read_exactly", "peer.send_message"]),  # ten minutes: read_frame and Connection.answer are given, to be read
     Stage(1, "Join", "lab/1-join.md", "tests/test_1_*.py", [
         "tracker.Swarm.renew", "tracker.Swarm.peers", "tracker.Tracker.on_join", "tracker.Tracker.list", "tracker.Tracker.addresses_for",
-        "peer.parse_ip_address", "peer.Description.from_message", "peer.Peer.listening_addr", "peer.Peer.joined", "peer.Peer.merge", "peer.Peer.is_self"]),
+        "peer.parse_ip_address", "peer.Description.from_message", "peer.Peer.listening_addr", "peer.Peer.joined",
+        "peer.Peer.merge", "peer.Peer.is_self"]),
     Stage(2, "Active Proof", "lab/2-active-proof.md", "tests/test_2_*.py", [
         "tracker.Tracker.on_active_proof", "peer.Peer.prove"]),
     Stage(3, "Peer List", "lab/3-peer-list.md", "tests/test_3_*.py", [
@@ -26,8 +27,8 @@ STAGES = [
     Stage(4, "Chunks Query", "lab/4-chunks-query.md", "tests/test_4_*.py", [
         "peer.Peer.on_chunks_query", "peer.Peer.hear"]),
     Stage(5, "Fetch Chunk", "lab/5-fetch-chunk.md", "tests/test_5_*.py", [
-        "peer.varint", "peer.chunk_head", "peer.Description.index", "peer.Description.length", "peer.send_file", "peer.Store.intact", "peer.Store.send",
-        "peer.Peer.holds", "peer.Peer.on_fetch_chunk"]),
+        "peer.varint", "peer.chunk_head", "peer.Description.index", "peer.Description.length", "peer.send_file", "peer.Store.intact",
+        "peer.Store.send", "peer.Peer.holds", "peer.Peer.on_fetch_chunk"]),
     Stage(6, "the swarm", "lab/6-swarm.md", "tests/test_6_*.py", [
         "peer.any_of", "peer.rarest_first", "peer.Picker", "peer.Store.write",
         "peer.Peer.fetch_next", "peer.Peer.fetch", "peer.Peer.refused", "peer.Peer.arrived"]),

@@ -97,7 +97,8 @@ def expanded(names, known):
     """The functions that some names of a stage mean: a class is all of its methods but __init__ and those that are given."""
     found = []
     for name in names:
-        methods = [function for function in known if function.startswith(name + ".") and not function.endswith(".__init__") and function not in stages.GIVEN]
+        methods = [function for function in known if function.startswith(name + ".")
+                   and not function.endswith(".__init__") and function not in stages.GIVEN]
         if name not in known and not methods:
             raise LookupError(f"expected a function or a class of tracker.py or peer.py in lab/stages.py, got {name}")
         found += [name] if name in known else methods
@@ -129,7 +130,8 @@ def blanked(source, module, stage_of):
     for name, node in reversed(functions_in(source, module).items()):  # from the end, so that line numbers stay right
         if name in stage_of:
             first, last = body_lines(node, lines)
-            lines[first - 1:last] = [f'{" " * (node.col_offset + 4)}raise NotImplementedError("stage {stage_of[name].number}: {stage_of[name].note}")']
+            where = f"stage {stage_of[name].number}: {stage_of[name].note}"
+            lines[first - 1:last] = [f'{" " * (node.col_offset + 4)}raise NotImplementedError("{where}")']
     return "\n".join(lines) + "\n"
 
 

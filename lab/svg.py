@@ -61,7 +61,8 @@ class Picture:
     def __init__(self, width, height, title, description=""):
         self.width, self.height = width, height
         self.parts = [f"<title>{escape(title)}</title><desc>{escape(description)}</desc>",
-                      f"<style>text{{font:{SIZE}px {FONT}}}.line{{fill:none;stroke-width:2}}.thin{{stroke-width:1}}.halo{{stroke-width:1.5}}{two_themes()}</style>",
+                      f"<style>text{{font:{SIZE}px {FONT}}}.line{{fill:none;stroke-width:2}}.thin{{stroke-width:1}}"
+                      f".halo{{stroke-width:1.5}}{two_themes()}</style>",
                       f'<rect class="paper" width="{number(width)}" height="{number(height)}"/>']
 
     def add(self, tag, text=None, tip=None, **attributes):

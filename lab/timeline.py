@@ -146,7 +146,8 @@ def events_of(path):
     except OSError as error:
         raise ending.Failure(f"cannot read {text_in(path)}: {error.strerror}; expected the file that a peer wrote with --events") from None
     if unreadable:
-        print(f"{text_in(path)}: left out {unreadable} line{'s' * (unreadable != 1)} that {'are' if unreadable != 1 else 'is'} no event", file=sys.stderr)
+        lines = "1 line that is" if unreadable == 1 else f"{unreadable} lines that are"
+        print(f"{text_in(path)}: left out {lines} no event", file=sys.stderr)
 
 
 def take(lane, event, same, tracker):
@@ -444,7 +445,7 @@ def columns(rows):
     """Lines of a table: the first column to the left, the others to the right; a column with nothing in it is left out."""
     rows = list(zip(*(column for column in zip(*rows) if any(column[1:]))))
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
+    return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip() for row in rows]
 
 
 def totals(run):
@@ -455,8 +456,10 @@ def totals(run):
     again = [transfer for lane in run.lanes for transfer in lane.sent if transfer.duplicate]
     strangers = [transfer for lane in run.lanes for transfer in lane.sent if transfer.to is None]
     files = f", {total(seeded) / run.size:.2f} files" if run.size else ""
-    yield f"{count(run.chunks)}, {human(run.size) if run.size else 'size unknown: nobody was complete'}; {run.end:.2f} s from the first request to the end"
-    yield f"seeders sent {human(total(seeded))}{files}" + (f"; {100 * useful / arrived:.0f} % of the {human(arrived)} that arrived came from them" if arrived else "")
+    size = human(run.size) if run.size else "size unknown: nobody was complete"
+    share = f"; {100 * useful / arrived:.0f} % of the {human(arrived)} that arrived came from them" if arrived else ""
+    yield f"{count(run.chunks)}, {size}; {run.end:.2f} s from the first request to the end"
+    yield f"seeders sent {human(total(seeded))}{files}{share}"
     yield f"duplicates: {count(again)}, {human(total(again))}, sent to peers that had them from elsewhere first"
     if strangers:
         yield f"{count(strangers)}, {human(total(strangers))}, went to peers whose events are not given"
@@ -524,7 +527,8 @@ def cause_last(lane, run):
     wait = last.end - before.end
     if wait < 2 * usual:
         return 0, ""
-    return wait, f"its last chunk came {wait:.2f} s after the one before, from {run.lanes[last.source].name}; {usual:.2f} s is usual for a whole exchange"
+    return wait, (f"its last chunk came {wait:.2f} s after the one before, from {run.lanes[last.source].name}; "
+                  f"{usual:.2f} s is usual for a whole exchange")
 
 
 def cause_late(lane, run):
@@ -624,7 +628,8 @@ def label(picture, run, index, top, height):
     if height >= 30:
         swatch(picture, run, index, top + height / 2 - 7)
         picture.text(40, top + height / 2 - 3, name, tip=lane.name)
-        picture.text(40, top + height / 2 + 13, {"never": "never complete"}.get(state(lane), state(lane) if lane.is_seeder() or not lane.has_file else "complete " + state(lane)), class_="dim", style="font-size:11.5px")
+        became = state(lane) if lane.is_seeder() or not lane.has_file else "never complete" if lane.complete is None else "complete " + state(lane)
+        picture.text(40, top + height / 2 + 13, became, class_="dim", style="font-size:11.5px")
     else:
         swatch(picture, run, index, top + height / 2)
         picture.text(40, top + height / 2 + 4, name, tip=f"{lane.name}: {state(lane)}", style="font-size:11.5px")
@@ -640,12 +645,14 @@ def draw_complete(picture, plot, lane, top, height):
 def frame(run, bottom, what):
     """A picture with its heading, and the plot that has the time axis under all lanes."""
     leechers = sum(not lane.is_seeder() for lane in run.lanes)
+    seeders = len(run.lanes) - leechers
     picture = svg.Picture(WIDTH, bottom + 60, "Timeline of a swarm", what)
     picture.parts.append("<style>.done{stroke-width:2;stroke-dasharray:3 2;fill:none}.on{font-size:10px;fill:#fff;font-weight:600}</style>")
-    picture.parts.append(f"<style>.done{{stroke:{svg.INK[0]}}}@media (prefers-color-scheme: dark){{.done{{stroke:{svg.INK[1]}}}.on{{fill:{svg.PAPER[1]}}}}}</style>")
+    picture.parts.append(f"<style>.done{{stroke:{svg.INK[0]}}}"
+                         f"@media (prefers-color-scheme: dark){{.done{{stroke:{svg.INK[1]}}}.on{{fill:{svg.PAPER[1]}}}}}</style>")
     size = f"{human(run.size)} in " if run.size else ""
     picture.heading("Who sent which chunk to whom, and when",
-                    f"{size}{count(run.chunks)}, {len(run.lanes) - leechers} seeder{'s' * (len(run.lanes) - leechers != 1)} and {leechers} leecher{'s' * (leechers != 1)}; {what}")
+                    f"{size}{count(run.chunks)}, {seeders} seeder{'s' * (seeders != 1)} and {leechers} leecher{'s' * (leechers != 1)}; {what}")
     plot = svg.Plot(picture, (LEFT, TOP - 10, RIGHT, bottom), (0, run.end * 1.005 or 1), (0, 1))
     plot.x_axis("time since the first request (s)", svg.ticks(0, run.end, 12), grid=True)
     return picture, plot
@@ -729,7 +736,8 @@ def draw_all_rates(run):
     highest = sorted(amount for each in series for a, b, up in zip(*each) for amount in (a + b, up) if amount)
     most = highest[int(len(highest) * USUAL)]
     picture, plot = frame(run, bottom, "above a lane's middle line its downloads, below it its uploads;")
-    picture.text(16, 64, f"half a lane is {human(most / (run.end / BINS))}/s, more than that is cut off. Point at a lane for its rates; the dashed line: complete.", class_="dim")
+    picture.text(16, 64, f"half a lane is {human(most / (run.end / BINS))}/s, more than that is cut off. "
+                 "Point at a lane for its rates; the dashed line: complete.", class_="dim")
     for row, text in enumerate(("from seeders", "from leechers", "uploads")):
         picture.add("rect", x=LEFT + 130.0 * row, y=80.0, width=12.0, height=12.0, class_=f"s{row}")
         picture.text(LEFT + 130 * row + 18, 91, text)
@@ -740,7 +748,8 @@ def draw_all_rates(run):
         picture.text(16, middle + 4, lane.name[:20], tip=f"{lane.name}: {state(lane)}", style="font-size:11.5px")
         low = [min(amount, most) for amount in seeded]
         draw_columns(picture, plot, run, low, [middle] * BINS, -scale, 0)
-        draw_columns(picture, plot, run, [min(amount, most - under) for amount, under in zip(shared, low)], [middle - under * scale for under in low], -scale, 1)
+        over = [min(amount, most - under) for amount, under in zip(shared, low)]
+        draw_columns(picture, plot, run, over, [middle - under * scale for under in low], -scale, 1)
         draw_columns(picture, plot, run, [min(amount, most) for amount in up], [middle] * BINS, scale, 2)
         picture.add("line", x1=float(LEFT), x2=float(RIGHT), y1=float(middle), y2=float(middle), class_="axis", stroke_opacity=0.5)
         draw_complete(picture, plot, lane, top + 2, height - 4)
@@ -758,7 +767,8 @@ def draw(run):
 
 
 def main():
-    parser = ending.Arguments(prog="timeline.py", description="Draw who sent which chunk to whom when, from --events files, and say why a download was slow.")
+    parser = ending.Arguments(prog="timeline.py",
+                              description="Draw who sent which chunk to whom when, from --events files, and say why a download was slow.")
     parser.add_argument("events", nargs="+", metavar="EVENTS", help="files that peers and the tracker wrote with --events")
     parser.add_argument("--out", default="timeline.svg", metavar="FILE", help="the picture (default: %(default)s)")
     args = parser.parse_args()
