@@ -101,7 +101,7 @@ REDIAL_SECONDS = (0.5, 60.0)     # pause after the first failure; it doubles up 
 MAX_BROKEN_PROMISES = 3          # listed chunks refused in a row; one wrong byte is enough [FC-9, FC-10]
 BEAT_SECONDS = (0.1, 1.0)        # a beat is what an exchange takes of late, within these bounds: pauses in beats fit any link
 BUSY_BEATS = (0.6, 1.4)          # pause when told BUSY, at random between these: at most 20 requests for chunks a second [FC-7]
-IDLE_BEATS = (0.5, 4.0)          # pause when a neighbor has nothing new; it doubles up to the second
+IDLE_BEATS = (0.5, 1.0, 2.0, 4.0)  # pause when a neighbor has nothing new for the first, the second ... time in a row
 
 EXTRA_LANE_SECONDS = 1.0         # a neighbor that was too busy for a second connection is not offered one for so long
 
@@ -954,7 +954,7 @@ def pause(outcome, idle, beat, rng):
     """
     if outcome == BUSY:
         return beat * rng.uniform(*BUSY_BEATS)
-    return beat * min(IDLE_BEATS[0] * 2 ** min(idle, 10), IDLE_BEATS[1]) * (0.75 + rng.random() / 2)
+    return beat * IDLE_BEATS[min(idle, len(IDLE_BEATS) - 1)] * (0.75 + rng.random() / 2)
 
 
 class Picker:
@@ -993,17 +993,24 @@ class Picker:
         news = bits & ~listed
         self.holds[neighbor] = listed | bits
         left = news & ~self.held  # how rare a chunk of our own is does not matter
-        k = 0
-        while left:
-            moved = self.levels[k] & left
-            if moved:
-                if k + 1 == len(self.levels):
-                    self.levels.append(0)
-                self.levels[k] ^= moved
-                self.levels[k + 1] |= moved
-                left ^= moved
-            k += 1
+        if left:
+            self.raise_levels(left)
         return news.bit_count()
+
+    def raise_levels(self, left):
+        """One neighbor more holds each of these chunks."""
+        levels = self.levels
+        levels.append(0)  # there is a level above each
+        for k, level in enumerate(levels):
+            moved = level & left
+            if moved:
+                levels[k] ^= moved
+                levels[k + 1] |= moved
+                left ^= moved
+                if not left:
+                    break
+        if not levels[-1]:
+            levels.pop()
 
     def withdraw(self, neighbor, bits):
         """The neighbor does not hold these chunks, whatever it has said."""
@@ -1086,8 +1093,10 @@ class Slots:
         """Whether there is a slot for this chunk. One who is patient, and would wait for ever, is not put behind."""
         if self.active == 0:
             return True
+        if self.active >= slots:
+            return False
         behind = self.given_away(index) or self.turned_away and asker in self.served
-        return self.active < slots and (patient or not behind)
+        return patient or not behind
 
     def given_away(self, index):
         return self.sent >> index & 1

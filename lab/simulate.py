@@ -91,9 +91,9 @@ class Member:
 
     def __init__(self, number, count, rate, held, rng):
         self.number = number
-        self.rate = rate               # chunks per second
+        self.seconds = 1 / rate        # that it takes to send a chunk
+        self.places = peer.upload_slots(self.seconds)
         self.picker = peer.Picker(count, held, rng)
-        self.order = list(peer.indexes(held))  # of arrival, as in the answer to Chunks Query
         self.complete_at = None        # seconds
         self.slots = peer.Slots()
         self.queue = []                # (lane, index, asked at) that have a slot; the first is being sent
@@ -108,7 +108,8 @@ class Lane:
 
     def __init__(self, asker, other):
         self.asker, self.other = asker, other
-        self.known, self.heard_at, self.idle = 0, float("-inf"), 0
+        self.known = 0                 # the chunks that the other has listed
+        self.heard_at, self.idle = float("-inf"), 0
 
 
 class Simulation:
@@ -164,11 +165,11 @@ class Simulation:
         self.counts["news"] += 1
         lane.heard_at = self.now
         lane.idle += 1
-        order = lane.other.order
-        if len(order) > lane.known:
-            news = peer.bits_of(order[lane.known:])
-            lane.known = len(order)
-            lane.idle = 0 if lane.asker.picker.add(lane.other.number, news) else lane.idle
+        news = lane.other.picker.held & ~lane.known
+        if news:
+            lane.known |= news
+            lane.idle = 0
+            lane.asker.picker.add(lane.other.number, news)
 
     def rest(self, lane, outcome):
         picker = lane.asker.picker
@@ -178,9 +179,9 @@ class Simulation:
         """Fetch Chunk arrives at the other side: a slot, or a place in the line, or BUSY."""
         other, upload = lane.other, (lane, index, self.now)
         self.counts["fetches"] += 1
-        if other.slots.free(lane.asker.number, index, False, peer.upload_slots(1 / other.rate)):
+        if other.slots.free(lane.asker.number, index, False, other.places):
             self.begin(other, upload)
-        elif 1 / other.rate <= peer.BUSY_AFTER:
+        elif other.seconds <= peer.BUSY_AFTER:
             other.line.append(upload)
             self.after(peer.BUSY_AFTER, self.gave_up, other, upload)
         else:
@@ -205,18 +206,18 @@ class Simulation:
         other.slots.take(lane.asker.number, index)
         other.queue.append(upload)
         if len(other.queue) == 1:
-            self.after(1 / other.rate, self.sent, other)
+            self.after(other.seconds, self.sent, other)
 
     def sent(self, other):
         """The first chunk of the queue is out: the next one, the line, and the asker go on."""
         upload = other.queue.pop(0)
         if other.queue:
-            self.after(1 / other.rate, self.sent, other)
+            self.after(other.seconds, self.sent, other)
         other.slots.release()
         other.uploaded += 1
         for waiting in list(other.line):
             lane, index, _ = waiting
-            if other.slots.free(lane.asker.number, index, False, peer.upload_slots(1 / other.rate)):
+            if other.slots.free(lane.asker.number, index, False, other.places):
                 other.line.remove(waiting)
                 self.begin(other, waiting)
         self.after(LATENCY, self.arrived, *upload)
@@ -226,7 +227,6 @@ class Simulation:
         asker = lane.asker
         asker.picker.release(lane.other.number, index)
         if asker.complete_at is None and asker.picker.arrived(index, self.now - since):
-            asker.order.append(index)
             if asker.picker.complete():
                 asker.complete_at = self.now
                 self.missing -= 1
@@ -314,7 +314,8 @@ def parse_arguments(argv=None):
     parser.add_argument("--seeder", type=share, default=1.0, metavar="K", help="the seeder uploads K times as fast (default: 1)")
     parser.add_argument("--runs", type=whole_number(1, 1000), default=5, metavar="N", help="each with the next seed (default: %(default)s)")
     parser.add_argument("--seed", type=whole_number(0, 10**9), default=1, metavar="N", help="of the first run (default: %(default)s)")
-    parser.add_argument("--without", type=rule, action="append", default=[], metavar="RULE", help="take a rule out; again for another; --rules lists them")
+    parser.add_argument("--without", type=rule, action="append", default=[], metavar="RULE",
+                        help="take a rule out; again for another; --rules lists them")
     parser.add_argument("--ablation", action="store_true", help="take out each rule in turn")
     parser.add_argument("--rules", action="store_true", help="list the rules, and the Python that takes them out")
     parser.add_argument("--json", action="store_true", help="print each run as one JSON object a line instead of the table")

@@ -345,7 +345,8 @@ def parse_arguments(argv=None):
     parser.add_argument("tracker", type=peer.tracker_address, metavar="TRACKER:PORT", help="where the swarm's tracker listens")
     parser.add_argument("--once", action="store_true", help="show one map, when everybody has answered or had time to, and end")
     parser.add_argument("--web", type=peer.port_number, nargs="?", const=0, metavar="PORT", help="also serve the map to browsers of this machine")
-    parser.add_argument("--every", type=peer.seconds_above_zero, default=EVERY_SECONDS, metavar="S", help="seconds between two questions to each peer (default: %(default)s)")
+    parser.add_argument("--every", type=peer.seconds_above_zero, default=EVERY_SECONDS, metavar="S",
+                        help="seconds between two questions to each peer (default: %(default)s)")
     return parser.parse_args(argv)
 
 

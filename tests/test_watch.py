@@ -62,7 +62,8 @@ def test_every_chunk_is_in_one_cell(count, width, lengths):
 
 def test_a_map_has_a_row_for_each_peer_and_one_for_the_copies():
     assert watch.render(swarm_of(range(4), [1], []), 80, 24, GLYPHS) == [
-        "3 peers, 1 complete, 4 chunks of 1.0 KiB, the rarest held by 1", "a  ####  4 of 4  complete", "b  .#..  1 of 4", "c  ....  0 of 4", "copies  1211"]
+        "3 peers, 1 complete, 4 chunks of 1.0 KiB, the rarest held by 1",
+        "a  ####  4 of 4  complete", "b  .#..  1 of 4", "c  ....  0 of 4", "copies  1211"]
 
 
 def test_a_chunk_that_nobody_lists_is_seen():
