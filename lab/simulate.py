@@ -9,7 +9,7 @@
 What decides is imported from peer.py: Picker (which chunk, when to ask for news), pause (how long to
 rest), upload_slots and Slots (who may have one). What is simulated is what a network does: a request
 takes LATENCY, a chunk takes chunk size / upload limit, one after the other. Left out are timeouts, and a
-second connection to a neighbor that alone is of use. Time passes from event to event, in a heap of
+second connection to a neighbor that alone is of use. Time passes from event to event, in the order of
 (time, ...), so a minute of swarm costs a second or two.
 
 A rule is switched off by a line of Python that is run with `peer` in reach. lab/ablation.py gives the
@@ -36,6 +36,7 @@ LATENCY = 0.002   # seconds for a request and its answer, and what the programs 
 TAU = 0.4         # seconds that a chunk takes at the upload limit, unless chosen otherwise
 MAX_LEECHERS = 10_000
 FOREVER = 1e9     # seconds
+MOMENT = 0.005    # seconds whose events are in the heap: with all to come it would not fit into a processor's cache
 
 
 # Rules. Each is a line of Python that takes one out of peer.py.
@@ -117,12 +118,14 @@ class Simulation:
 
     def __init__(self, leechers, chunks, tau=TAU, slow=0.0, seeder=1.0, seed=1):
         self.rng = random.Random(seed)
-        self.now, self.clock, self.tickets = 0.0, [], itertools.count()
+        self.now, self.tickets = 0.0, itertools.count()
+        self.moment, self.clock = 0, []  # the number of this moment, and a heap of what happens in it
+        self.later = {}                  # number of a moment -> list of what happens in it
         self.chunks, self.tau = chunks, tau
         rates = [seeder / tau] + [1 / tau] * leechers
         if slow:
             rates[1] = slow / tau
-        self.members = [Member(number, chunks, rate, 0 if number else peer.all_of(chunks), random.Random(self.rng.random()))
+        self.members = [Member(number, chunks, rate, 0 if number else peer.all_of(chunks), self.rng)
                         for number, rate in enumerate(rates)]
         self.missing = leechers        # members that are not complete
         self.counts = {"news": 0, "fetches": 0, "busy": 0, "duplicates": 0}
@@ -137,12 +140,22 @@ class Simulation:
         return [self.members[number] for number in drawn if number != asker.number]
 
     def after(self, seconds, action, *args):
-        heapq.heappush(self.clock, (self.now + seconds, next(self.tickets), action, args))
+        event = self.now + seconds, next(self.tickets), action, args
+        moment = int(event[0] / MOMENT)
+        if moment == self.moment:
+            heapq.heappush(self.clock, event)
+        elif moment in self.later:
+            self.later[moment].append(event)
+        else:
+            self.later[moment] = [event]
 
     def run(self):
-        clock, pop = self.clock, heapq.heappop
-        while self.missing and clock:
-            self.now, _, action, args = pop(clock)
+        while self.missing and (self.clock or self.later):
+            if not self.clock:
+                self.moment = min(self.later)
+                self.clock = self.later.pop(self.moment)
+                heapq.heapify(self.clock)
+            self.now, _, action, args = heapq.heappop(self.clock)
             action(*args)
         return self
 
