@@ -339,11 +339,7 @@ def parse_arguments(argv=None):
 
 
 def main(argv=None):
-    try:
-        args = parse_arguments(argv)
-    except peer.Fatal as failure:
-        print(f"simulate.py: {failure}", file=sys.stderr)
-        return failure.code
+    args = parse_arguments(argv)
     if args.rules:
         print("\n".join(f"{name}: {change.strip()}" for name, change in RULES.items()))
         return 0
@@ -361,4 +357,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    ending.run(main)
+    ending.run(main, peer.Fatal)
