@@ -969,6 +969,7 @@ class Picker:
         self.all = all_of(count)         # what there is
         self.held = held                 # chunks of our own
         self.asked = 0                   # chunks for which an exchange is under way
+        self.claimed = 0                 # chunks that came and are written, or are being written
         self.under_way = {}              # index -> {neighbor: when it was asked}
         self.holds = {}                  # neighbor -> what it has listed
         self.levels = [self.all]         # levels[k]: chunks that exactly k neighbors hold; our own stay where they were
@@ -1046,6 +1047,7 @@ class Picker:
 
     def late(self, neighbor, wanted, now):
         """Endgame: all that is wanted is under way; a chunk for which one other has taken long is asked for twice [SW-5]."""
+        wanted &= ~self.claimed
         for index, askers in self.under_way.items():
             if wanted >> index & 1 and len(askers) == 1 and neighbor not in askers:
                 if now - min(askers.values()) > 2 * self.beat:
@@ -1060,6 +1062,12 @@ class Picker:
             del self.under_way[index]
             self.asked &= ~(1 << index)
         return since
+
+    def claim(self, index):
+        """The chunk has come: whether to write it, which another lane may have done, or be at [FC-12]."""
+        first = not self.claimed >> index & 1
+        self.claimed |= 1 << index
+        return first
 
     def arrived(self, index, seconds):
         """The chunk was written, after an exchange of so many seconds; False if we had it already [FC-12]."""
@@ -1297,7 +1305,6 @@ class Peer:
         self.changed = threading.Condition(self.lock)  # announces: a chunk is to be asked again, or it is over
         # guarded by lock:
         self.picker = Picker(0)
-        self.written = 0           # bitfield of the chunks that came and were written, or are being written
         self.order = []            # chunk ids in the order of arrival; only grows [CQ-2]
         self.neighbors = {}        # address -> Neighbor
         self.contacts = Contacts()
@@ -1557,17 +1564,12 @@ class Peer:
             chunk = response.chunk  # empty, and so wrong, when the answer is of another type
         if len(chunk) != length or hashlib.sha256(chunk).digest() != self.file.digest(index):
             raise WrongChunk(f"expected chunk {chunk_id} with its digest, got {len(chunk)} other bytes")
-        if self.is_first(index):
+        with self.lock:
+            first = self.picker.claim(index)
+        if first:
             self.store.write(index, chunk)
             self.arrived(neighbor, index, time.monotonic() - began)
         return FETCHED
-
-    def is_first(self, index):
-        """Whether this lane is to write the chunk: another may have it too, and even be at it [FC-12, SW-5]."""
-        with self.lock:
-            first = not self.written >> index & 1
-            self.written |= 1 << index
-        return first
 
     def refused(self, neighbor, index, answer):
         """The neighbor does not give a chunk that it had listed [FC-7, FC-10]."""

@@ -202,7 +202,7 @@ def test_a_peer_skips_what_is_no_address_and_looks_no_name_up(leeching, fake_pee
 
 @pytest.mark.spec("PL-5", "SW-8")
 @pytest.mark.parametrize("useless_neighbor", [False, True], ids=["no_neighbor", "a_neighbor_that_has_nothing"])
-@pytest.mark.takes(2)
+@pytest.mark.takes(3)
 def test_a_leecher_that_nobody_can_serve_asks_for_the_list_again_within_a_second(leeching, fake_peer, useless_neighbor):
     tracker, out, data = leeching([fake_peer(b"").address] if useless_neighbor else [])
     asks_again_within_a_second(tracker)

@@ -181,6 +181,18 @@ def test_endgame_asks_a_second_neighbor_when_the_first_takes_twice_as_long_as_us
     assert picker.choose("a", 99) is None and picker.choose("b", 99) is None, "nobody is asked twice for one chunk"
 
 
+@pytest.mark.spec("FC-12", "SW-5")
+def test_a_chunk_that_has_come_is_written_by_one_lane_and_not_asked_for_while_it_is():
+    picker = peer.Picker(1)
+    for neighbor in "abc":
+        picker.add(neighbor, bits(0))
+    assert picker.choose("a", 0.0) == 0 and picker.choose("b", 99.0) == 0
+    assert [picker.claim(0), picker.claim(0)] == [True, False]
+    picker.release("b", 0)
+    assert picker.choose("c", 999.0) is None, "it is being written"
+    assert picker.arrived(0, 1.0) is True
+
+
 @pytest.mark.spec("SW-5")
 def test_there_is_no_endgame_while_a_chunk_is_left_that_nobody_was_asked_for():
     picker = peer.Picker(2, rng=random.Random(1))
