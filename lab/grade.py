@@ -63,7 +63,7 @@ FILES = 20_000     # and files
 FREE = 256 << 20   # bytes that stay free on the disk, whoever fills it
 PROCESSES = 400    # that may run at a time; the tests need some dozens
 MEMORY = 4 << 30   # bytes of resident memory, of all of them together
-WORKERS = 3 * (os.cpu_count() or 1) + 2  # most of a test is waiting
+WORKERS = 4 * (os.cpu_count() or 1) + 2  # most of a test is waiting
 REPORTS = 12       # that are printed in full; results.json has them all
 POINTS = {}        # clause -> points, for those that are not worth 1
 

@@ -201,7 +201,7 @@ def test_a_peer_skips_what_is_no_address_and_looks_no_name_up(leeching, fake_pee
 
 
 @pytest.mark.spec("PL-5", "SW-8")
-@pytest.mark.parametrize("useless_neighbor", [False, True], ids=["no_neighbor", "a_neighbor_that_has_nothing"])
+@pytest.mark.parametrize("useless_neighbor", [pytest.param(False, marks=pytest.mark.slow), True], ids=["no_neighbor", "a_neighbor_that_has_nothing"])
 @pytest.mark.takes(3)
 def test_a_leecher_that_nobody_can_serve_asks_for_the_list_again_within_a_second(leeching, fake_peer, useless_neighbor):
     tracker, out, data = leeching([fake_peer(b"").address] if useless_neighbor else [])
@@ -323,6 +323,7 @@ def bad(code):
 
 @pytest.mark.spec("FC-7")
 @pytest.mark.fault(15)
+@pytest.mark.takes(1.3)
 def test_an_asker_that_is_told_busy_pauses_at_random_and_asks_again(make_file, fake_peer, fetch):
     _, data = make_file(3 * CHUNK - 1000)
     neighbor = fake_peer(data)
@@ -352,7 +353,7 @@ def test_an_asker_asks_each_neighbor_only_for_what_it_has_listed(make_file, fake
 
 
 @pytest.mark.spec("FC-10")
-@pytest.mark.takes(1)
+@pytest.mark.takes(1.4)
 def test_a_neighbor_that_refuses_two_in_a_row_and_then_gives_one_is_kept(make_file, fake_peer, fetch):
     _, data = make_file(9 * 1000)
     neighbor = fake_peer(data, chunk_size=1000)
@@ -387,7 +388,7 @@ def reset_in_the_middle(request, sock):
 
 @pytest.mark.spec("FC-11")
 @pytest.mark.fault(12)
-@pytest.mark.takes(1)
+@pytest.mark.takes(1.3)
 def test_an_exchange_that_takes_too_long_is_given_up_and_the_chunk_fetched_elsewhere(make_file, fake_peer, fetch_patched):
     """Silence may last for 0.4 s, an answer for 0.4 s and one second more for every 4 KiB of it.
 

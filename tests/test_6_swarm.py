@@ -79,7 +79,7 @@ def test_five_leechers_end_with_the_same_bytes_that_the_tracker_seeds(make_file,
 
 
 @pytest.mark.spec("SW-1", "SW-2", "SW-3")
-@pytest.mark.takes(2)
+@pytest.mark.takes(1.5)
 def test_five_leechers_of_a_slow_seeder_give_each_other_most_of_the_bytes(make_file, run_tracker, run_peer, fake_peer, tmp_path):
     path, data = make_file(30 * CHUNK + 7)
     tracker, seeder, link = run_tracker(path, expire=3600, extra=["--chunk-size", "16K", "--no-seed"]), fake_peer(data, chunk_size=CHUNK), threading.Lock()
