@@ -12,7 +12,7 @@ import time
 import pytest
 
 import messages_pb2 as pb
-from harness import CHUNK, SECONDS, ask, chunks_query, connect, eventually, fetch_chunk, framed, is_closed, is_refused, receive
+from harness import CHUNK, ask, chunks_query, connect, eventually, fetch_chunk, framed, is_closed, is_refused, receive
 
 FOREIGN = [chunks_query(), fetch_chunk(CHUNK)]  # requests that no tracker answers but with Bad
 UNKNOWN_FIELD = bytes.fromhex("9a 06 03 61 62 63")  # field 99, three bytes
@@ -155,7 +155,7 @@ def test_clients_that_say_nothing_or_half_a_frame_keep_nobody_waiting(server):
         began = time.monotonic()
         for request, kind in zip(server.requests, server.kinds):
             assert kind_of(ask(server.address, request)) == kind
-        assert time.monotonic() - began < 8  # half a frame may take 10 s
+        assert time.monotonic() - began < 3
     finally:
         for sock in silent:
             sock.close()
@@ -172,7 +172,7 @@ def test_a_request_that_announces_too_much_is_closed_at_once_and_takes_no_memory
     for length in (65_537, 8 << 30, 2**40, 2**63, 2**64 - 1):
         with connect(server.address) as sock:
             sock.sendall(length.to_bytes(8, "big") + b"x")
-            assert is_closed(sock, 8), length  # before the 10 s that a frame may take
+            assert is_closed(sock, 3), length  # well before the 10 s that a frame may take
     assert server.program.resident() - before < 5_000_000
     assert server.serves()
 
@@ -205,7 +205,7 @@ def test_a_request_that_dribbles_is_closed_when_the_time_for_a_whole_frame_is_ov
         began = time.monotonic()
         sock.sendall(at_once)
         while not is_closed(sock, 0.05):
-            assert time.monotonic() - began < SECONDS, "a byte every 50 ms keeps the connection open"
+            assert time.monotonic() - began < 3, "a byte every 50 ms keeps the connection open"
             try:
                 sock.sendall(b"\0")
             except ConnectionError:
@@ -218,7 +218,7 @@ def test_a_request_that_stops_in_the_middle_is_closed_when_its_time_is_over(impa
     port = impatient_tracker("peer.FRAME_SECONDS = 0.3")
     with connect(port) as idle, connect(port) as sock:
         sock.sendall(framed(FOREIGN[0])[:9])
-        assert is_closed(sock)
+        assert is_closed(sock, 3)
         assert not is_closed(idle, 0.01)  # its time runs from its first byte
 
 
@@ -235,7 +235,7 @@ def test_an_idle_connection_is_closed_in_the_end(impatient_tracker):
         except (EOFError, ConnectionError):
             sock.close()
     with connect(port) as silent, eventually(served, what="an answer") as sock:
-        assert is_closed(silent) and is_closed(sock)
+        assert is_closed(silent, 3) and is_closed(sock, 3)
 
 
 TELLS_WHEN_IT_WAITS = """
@@ -258,7 +258,7 @@ def test_a_full_server_closes_the_connection_that_has_waited_longest(make_file, 
             eventually(lambda: program.output.count("waits") == 4 + count, what="the server's wait for its next request")
         with connect(port) as another:
             assert ask(another, FOREIGN[0]).WhichOneof("type") == "bad"
-            assert is_closed(crowd[1])
+            assert is_closed(crowd[1], 3)
             for sock in (crowd[0], crowd[2], crowd[3], another):
                 assert ask(sock, FOREIGN[0]).WhichOneof("type") == "bad"
     finally:

@@ -183,7 +183,7 @@ def test_an_asker_that_stops_reading_keeps_nobody_else_from_being_answered(seed)
     address = seed(data, chunk_size=BIG)
     eventually(lambda: held_by(address) == [0], what="the peer's list of its chunk")
     with connect(address) as other, ask_and_stop_reading(address):
-        other.settimeout(0.8 * SECONDS)  # before the peer gives the first one up
+        other.settimeout(SECONDS / 2)  # well before the peer gives the first one up
         assert list(ask(other, chunks_query()).chunks_query.chunk_ids) == [0]
         assert is_refused(ask(other, fetch_chunk(1)), pb.NO_SUCH_CHUNK)
         assert ask(other, fetch_chunk(0)).chunk == data
@@ -222,7 +222,7 @@ def test_an_asker_that_stops_reading_loses_its_slot(fake_tracker, run_patched, t
     if reads:
         reader.start()
     try:
-        eventually(served, what="a free slot")
+        eventually(served, seconds=5, what="a free slot")
         ended.set()
         if reads:
             reader.join()

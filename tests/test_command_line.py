@@ -263,7 +263,7 @@ def test_told_to_seed_for_half_a_second_a_peer_leaves_after_that(fake_tracker, f
     peer = run_peer(tracker.port, tmp_path / "out", extra=["--seed-for", "0.5", "--events", str(tmp_path / "events")])
     peer.ends_with(0)
     (complete,) = events_in(tmp_path / "events", "complete")
-    assert time.monotonic() - complete["t"] >= 0.5
+    assert 0.5 <= time.monotonic() - complete["t"] < 3
 
 
 @pytest.mark.spec("CL-8")
@@ -278,7 +278,7 @@ def test_a_tracker_that_does_not_answer_is_tried_again_with_growing_pauses(endin
     run_patched("peer", "peer.TRACKER_SECONDS = 2", [tracker.address, tmp_path / "out"]).ends_with(3, "no tracker")
     times = tracker.times("join")
     pauses = [after - before for before, after in zip(times, times[1:])]
-    assert 2 <= len(pauses) <= 6 and all(pause > 0.9 * least for pause, least in zip(pauses[:-1], [0.1, 0.2, 0.4, 0.8])), pauses  # the last is cut off at the end
+    assert 3 <= len(pauses) <= 6 and all(pause > 0.9 * least for pause, least in zip(pauses[:-1], [0.1, 0.2, 0.4, 0.8])), pauses  # the last is cut off at the end
     assert os.listdir(tmp_path) == []
 
 
@@ -368,27 +368,36 @@ def read_all_the_time(address, seconds, arrivals):
             total += count
 
 
+def note_hold_ups(seconds, held_up):
+    """Note for how long this machine held up a thread that wants to wake up every 10 ms."""
+    end = time.monotonic() + seconds
+    while (before := time.monotonic()) < end:
+        time.sleep(0.01)
+        late = time.monotonic() - before - 0.01
+        held_up.append(late if late > 0.05 else 0)
+
+
 @pytest.mark.spec("CL-14")
 def test_the_upload_limit_holds_within_3_percent_over_all_uploads_together(fake_tracker, run_peer, make_file):
     """The one test here that must take its time: what is promised is an average over 5 s.
 
-    At most so many bytes may come between the first request and any later moment, however busy this machine is. A time
-    in which nothing came for longer than 0.1 s does not count against the program: one of the two was held up.
+    At most so many bytes may come between the first request and any later moment, however busy this machine is. The
+    time for which it held up this process too does not count against the program.
     """
     path, data = make_file(2 * CHUNK)
     tracker = fake_tracker(data)
     run_peer(tracker.port, path, extra=["--upload-limit", "2M"]).wait_for("^complete")
-    arrivals = []
-    askers = [threading.Thread(target=read_all_the_time, args=(tracker.joiner(), 5.1, arrivals)) for _ in range(2)]
-    for thread in askers:
+    arrivals, held_up = [], []
+    threads = [threading.Thread(target=read_all_the_time, args=(tracker.joiner(), 5.1, arrivals)) for _ in range(2)]
+    threads.append(threading.Thread(target=note_hold_ups, args=(5.0, held_up)))
+    for thread in threads:
         thread.start()
-    for thread in askers:
+    for thread in threads:
         thread.join()
     arrivals.sort()
     within = [(at, count) for at, count in arrivals if at <= arrivals[0][0] + 5]
-    gaps = [later - earlier for (earlier, _), (later, _) in zip(within, within[1:])]
-    due, total = 2 << 20, sum(count for _, count in within)
-    assert total / sum(gaps) < 1.03 * due and total / sum(gap for gap in gaps if gap < 0.1) > 0.97 * due, f"{total / sum(gaps):.0f} bytes per second"
+    due, total, seconds = 2 << 20, sum(count for _, count in within), within[-1][0] - within[0][0]
+    assert 0.97 * due * (seconds - sum(held_up)) < total < 1.03 * due * seconds, f"{total / seconds:.0f} bytes per second"
 
 
 # What is printed.
@@ -531,12 +540,12 @@ def test_every_kind_of_event_is_written_with_its_time_and_its_fields(make_file, 
     path, _ = make_file(SIZE)
     trackers, peers = tmp_path / "tracker.events", tmp_path / "peer.events"
     began = time.monotonic()
-    tracker = run_tracker(path, expire=1, extra=["--events", str(trackers)])
+    tracker = run_tracker(path, expire=2, extra=["--events", str(trackers)])
     seeder = the_seeder(tracker)
     run_peer(tracker.port, tmp_path / "out", extra=["--events", str(peers)])
     eventually(lambda: events_in(peers, "complete") and events_in(peers, "neighbor_dropped"), what="the peer's last events")
     ask(tracker.port, active_proof("127.0.0.1:5000"))  # of nobody that joined: it is listed, and expires
-    eventually(lambda: "127.0.0.1:5000" in [event["peer"] for event in events_in(trackers, "expired")], what="the end of its lease")
+    eventually(lambda: events_in(trackers, "expired"), what="the end of a lease")
 
     for path, kinds in ((trackers, {"start", "joined", "listed", "expired", "sent", "complete"}),
                         (peers, {"start", "joined", "neighbor_added", "neighbor_dropped", "fetched", "complete"})):
@@ -546,7 +555,7 @@ def test_every_kind_of_event_is_written_with_its_time_and_its_fields(make_file, 
             assert began <= event["t"] <= time.monotonic()
             for field, kind in FIELDS[event["event"]].items():
                 assert isinstance(event[field], kind), event
-    assert "127.0.0.1:5000" in [event["peer"] for event in events_in(trackers, "listed")]
+    assert events_in(trackers, "listed")[0]["peer"] == events_in(trackers, "expired")[0]["peer"] == "127.0.0.1:5000"
     assert sum(event["bytes"] for event in events_in(trackers, "sent")) == SIZE
     fetched = events_in(peers, "fetched")
     assert sorted((event["chunk"], event["bytes"]) for event in fetched) == [(0, CHUNK), (CHUNK, CHUNK), (2 * CHUNK, 1000)]

@@ -119,11 +119,11 @@ def drips(request, sock):
 def test_an_exchange_that_does_not_end_is_given_up_and_the_chunk_asked_for_again(neighbor, leecher, out, fault):
     alone = neighbor()
     alone.answers["fetch_chunk"] = first(fault, alone.on_fetch_chunk)
-    program = leecher(QUICK + "peer.FRAME_SECONDS = 0.4; peer.SLOWEST_LINK = 1 << 20")
-    program.ends_with(0)
+    program = leecher(QUICK + "peer.FRAME_SECONDS = 0.8; peer.SLOWEST_LINK = 1 << 20")
+    program.ends_with(0, seconds=8)
     assert out.read_bytes() == DATA
     assert len(alone.connections) >= 2
-    assert alone.fetched().count(alone.fetched()[0]) >= 2
+    assert alone.fetched().count(alone.fetched()[0]) == 2
 
 
 @pytest.mark.fault(12)
@@ -170,7 +170,7 @@ def test_silence_in_the_middle_of_a_chunk_is_borne_for_twice_the_time_of_silence
     alone.answers["fetch_chunk"] = first(stalls, alone.on_fetch_chunk)
     leecher(QUICK + "peer.FRAME_SECONDS = 0.6; peer.SLOWEST_LINK = 1024").ends_with(0)
     assert out.read_bytes() == DATA
-    assert 0.6 <= waited[0] < 8, "0.6 s, or 1.2 s, and time for a machine that is busy"
+    assert 0.6 <= waited[0] < 2.5, "0.6 s, or 1.2 s, and time for a machine that is busy"
 
 
 @pytest.mark.fault(12)
@@ -189,7 +189,7 @@ def test_the_time_for_a_short_answer_is_short(fake_tracker, fake_peer, run_patch
     alone.answers["fetch_chunk"] = first(drip, alone.on_fetch_chunk)  # this would take twenty seconds
     changes = QUICK + "peer.FRAME_SECONDS = 0.4; peer.SLOWEST_LINK = 8192"
     program = run_patched("peer", changes, [f"127.0.0.1:{tracker.port}", out, "--leave"])
-    program.ends_with(0)
+    program.ends_with(0, seconds=5)
     assert out.read_bytes() == data
 
 
@@ -258,7 +258,7 @@ def test_one_who_reads_too_slowly_loses_its_upload_slot(seeder, window, sip):
         slow.sendall(framed(fetch_chunk(0)))
         assert slow.recv(9)
         assert ask(address, fetch_chunk(BIG, busy_ok=True)).bad.code == pb.BUSY or time.monotonic() - began >= 0.9
-        give_up, got = time.monotonic() + SECONDS, 9
+        give_up, got = time.monotonic() + 4, 9
         while ask(address, fetch_chunk(BIG, busy_ok=True)).WhichOneof("type") == "bad":
             assert time.monotonic() < give_up, "it still holds the slot"
             got += len(slow.recv(sip))
@@ -351,7 +351,7 @@ JUMP = "hours = iter(range(10**9)); now = time.time; time.time = lambda: now() +
 @pytest.mark.spec("CL-17")
 def test_a_wall_clock_that_jumps_by_hours_changes_nothing(make_file, run_patched, tmp_path):
     path, data = make_file(DATA)
-    tracker = run_patched("tracker", JUMP, [path, "--port", 0, "--expire", 1, "--chunk-size", "16K"])
+    tracker = run_patched("tracker", JUMP, [path, "--port", 0, "--expire", 2, "--chunk-size", "16K"])
     address = "127.0.0.1:" + tracker.wait_for(r"listening on port (\d+)$")[1]
 
     def listed():
@@ -360,11 +360,10 @@ def test_a_wall_clock_that_jumps_by_hours_changes_nothing(make_file, run_patched
     before = eventually(listed, what="the seeder in the list")
     first_peer = run_patched("peer", JUMP, [address, tmp_path / "one.bin"])
     first_peer.wait_for("complete")
-    end, both = time.monotonic() + 1.3, []  # longer than a lease
+    end = time.monotonic() + 2.3  # longer than a lease
     while time.monotonic() < end:
-        both.append(set(before) < set(listed()))
+        assert set(before) < set(listed()), "a lease ran out"
         time.sleep(0.05)
-    assert sum(both) > len(both) / 2, "leases ran out, and not only while this machine was busy"
     run_patched("peer", JUMP, [address, tmp_path / "two.bin", "--leave"]).ends_with(0)
     assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "two.bin").read_bytes() == data
 
@@ -410,10 +409,10 @@ def test_a_tracker_that_does_not_answer_is_tried_with_growing_pauses_for_all_of_
     began = time.monotonic()
     program = leecher("peer.TRACKER_SECONDS = 2")
     text = program.ends_with(3, r"^peer\.py: no tracker at 127\.0\.0\.1:\d+: .*")
-    assert time.monotonic() - began >= 2, "it gave up too early"
+    assert 2 <= time.monotonic() - began < 6
     times = tracker.times("join")
     gaps = [later - earlier for earlier, later in zip(times, times[1:])]
-    assert 2 <= len(gaps) <= 6 and all(gap > 0.9 * least for gap, least in zip(gaps[:-1], [0.1, 0.2, 0.4, 0.8])), gaps  # the last is cut off at the end
+    assert 3 <= len(gaps) <= 6 and all(gap > 0.9 * least for gap, least in zip(gaps[:-1], [0.1, 0.2, 0.4, 0.8])), gaps  # the last is cut off at the end
     assert text.count("\npeer.py: ") + text.startswith("peer.py: ") == 1
 
 
@@ -421,7 +420,7 @@ def test_a_tracker_that_does_not_answer_is_tried_with_growing_pauses_for_all_of_
 @pytest.mark.spec("CL-10")
 def test_a_tracker_that_accepts_and_never_answers_is_given_up(tracker, leecher):
     tracker.answers["join"] = never
-    leecher("peer.TRACKER_SECONDS = 2; peer.FRAME_SECONDS = 0.2").ends_with(3, "no tracker")
+    leecher("peer.TRACKER_SECONDS = 2; peer.FRAME_SECONDS = 0.2").ends_with(3, "no tracker", seconds=6)
     assert tracker.count("join") >= 2
 
 
@@ -477,7 +476,8 @@ def test_a_swarm_is_not_lost_while_a_neighbor_has_the_chunk_however_long_it_is_b
     busy.answers["fetch_chunk"] = busy_until(gate, busy)
     program = leecher("peer.LOST_SECONDS = 2")
     busy.wait_for("fetch_chunk")
+    before = program.output.count("waiting for a neighbor")  # it may have been slow to hear of it
     eventually(lambda: busy.times("fetch_chunk")[-1] - busy.times("fetch_chunk")[0] > 2.5, what="requests for longer than that")
     gate.set()
-    program.ends_with(0)
+    assert program.ends_with(0).count("waiting for a neighbor") == before
     assert out.read_bytes() == DATA

@@ -442,10 +442,14 @@ def test_a_file_that_is_no_regular_file_is_refused_with_one_line(tmp_path, monke
 SIGNALS = pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 
 
-def ends_soon(program, number, code):
-    """Check that a signal ends a program within a second, and the time that a busy machine may take; a mistake takes ten seconds or more."""
+def ends_within_a_second(program, number, code):
+    """Check that a signal ends a program within a second, of which a time in which this process was held up too counts little."""
     program.signal(number)
-    program.wait(8)
+    waited, looked = 0.0, time.monotonic()
+    while program.process.poll() is None and waited < 1:
+        time.sleep(0.01)
+        waited, looked = waited + min(time.monotonic() - looked, 0.05), time.monotonic()
+    assert program.process.poll() is not None, "it still runs a second after the signal"
     return program.ends_with(code)
 
 
@@ -456,7 +460,7 @@ def test_a_signal_ends_a_peer_that_waits_for_its_tracker(ending, run_peer, tmp_p
     tracker = ending(harness.FakeServer())  # it knows no answer: each request ends its connection
     peer = run_peer(tracker.address, tmp_path / "out")
     tracker.wait_for("join", 2)
-    ends_soon(peer, number, code)
+    ends_within_a_second(peer, number, code)
 
 
 @pytest.mark.fault(36)
@@ -469,7 +473,7 @@ def test_a_signal_ends_a_peer_whose_tracker_is_silent(ending, run_peer, tmp_path
     peer = run_peer(tracker.address, tmp_path / "out")
     tracker.wait_for("join")
     try:
-        ends_soon(peer, number, code)
+        ends_within_a_second(peer, number, code)
     finally:
         released.set()
 
@@ -482,7 +486,7 @@ def test_a_signal_ends_a_peer_that_downloads_and_what_came_is_kept(stuck_swarm, 
     peer = run_peer(tracker.port, tmp_path / "out")
     address = tracker.joiner()
     offered = eventually(lambda: len(held_by(address)) == 2 and held_by(address), what="two chunks")
-    ends_soon(peer, number, code)
+    ends_within_a_second(peer, number, code)
     assert right_chunks(tmp_path / "out.part", data) == sorted(offered) and os.listdir(tmp_path) == ["out.part"]
 
 
@@ -497,7 +501,7 @@ def test_a_signal_ends_a_peer_that_seeds_also_in_the_middle_of_a_chunk(swarm, ru
         peer.wait_for("^complete")
         sock.sendall(framed(fetch_chunk(0)))
         receive_bytes(sock, 20)
-        ends_soon(peer, number, code)
+        ends_within_a_second(peer, number, code)
     assert (tmp_path / "out").read_bytes() == data
 
 
@@ -509,7 +513,7 @@ def test_a_signal_ends_the_tracker_with_connections_open(make_file, run_tracker,
     tracker = run_tracker(make_file(SIZE)[0], extra=extra)
     with connect(tracker.port) as sock:
         ask(sock, join("127.0.0.1:5000"))
-        ends_soon(tracker, number, code)
+        ends_within_a_second(tracker, number, code)
 
 
 @pytest.mark.fault(36)
@@ -531,7 +535,7 @@ os.pread, os.preadv = slowly(os.pread), slowly(getattr(os, "preadv", None))
     path, _ = make_file(data)
     program = run_patched(module, slow, [path, "--port", "0"] if module == "tracker" else [tracker.address, path])
     program.wait_for("reading")
-    ends_soon(program, number, code)
+    ends_within_a_second(program, number, code)
 
 
 NEVER_THE_MAIN_THREAD = """
@@ -555,7 +559,7 @@ def test_a_signal_ends_a_peer_that_waits_for_a_name_to_be_looked_up(run_patched,
     peer = run_patched("peer", SLOW_NAMES, ["tracker.example:8000", tmp_path / "out"])
     peer.wait_for("looking up")
     time.sleep(0.1)  # the fault's time: from the line to the look-up
-    ends_soon(peer, number, code)
+    ends_within_a_second(peer, number, code)
 
 
 @pytest.mark.fault(36)
@@ -573,7 +577,7 @@ def test_a_signal_that_does_not_wake_the_main_thread_is_seen_all_the_same(swarm,
     program = run_patched(module, NEVER_THE_MAIN_THREAD + changes, [word.format(tracker=tracker.address, file=path) for word in arguments])
     program.wait_for(said)
     time.sleep(0.1)  # the fault's time: from the line to the wait
-    ends_soon(program, signal.SIGTERM, 143)
+    ends_within_a_second(program, signal.SIGTERM, 143)
 
 
 # Row 37: nobody reads stdout.
@@ -744,7 +748,7 @@ def test_a_tracker_with_32_descriptors_serves_on_through_200_idle_connections(ma
         eventually(lambda: uses_little_cpu(tracker), what="a tracker that rests")
         began = time.monotonic()
         assert ask(port, join("127.0.0.1:5000")).peer_list.addresses
-        assert time.monotonic() - began < 8, "the idle connections did not make way"
+        assert time.monotonic() - began < 3, "the idle connections did not make way"
     finally:
         for sock in socks:
             sock.close()
