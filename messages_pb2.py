@@ -13,17 +13,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0emessages.proto\x12\x03p2p\"\xaa\x03\n\x07Request\x12!\n\x04join\x18\x01 \x01(\x0b\x32\x11.p2p.Request.JoinH\x00\x12\x30\n\x0c\x61\x63tive_proof\x18\x02 \x01(\x0b\x32\x18.p2p.Request.ActiveProofH\x00\x12*\n\tpeer_list\x18\x03 \x01(\x0b\x32\x15.p2p.Request.PeerListH\x00\x12\x30\n\x0c\x63hunks_query\x18\x04 \x01(\x0b\x32\x18.p2p.Request.ChunksQueryH\x00\x12.\n\x0b\x66\x65tch_chunk\x18\x05 \x01(\x0b\x32\x17.p2p.Request.FetchChunkH\x00\x1a\x1e\n\x04Join\x12\x16\n\x0elistening_addr\x18\x01 \x01(\t\x1a\x39\n\x0b\x41\x63tiveProof\x12\x16\n\x0elistening_addr\x18\x01 \x01(\t\x12\x12\n\ncontent_id\x18\x08 \x01(\x0c\x1a\n\n\x08PeerList\x1a\x1c\n\x0b\x43hunksQuery\x12\r\n\x05known\x18\x08 \x01(\x04\x1a/\n\nFetchChunk\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x62usy_ok\x18\x08 \x01(\x08\x42\x06\n\x04type\"\xe7\x02\n\x08Response\x12\x1e\n\x02ok\x18\x01 \x01(\x0b\x32\x10.p2p.Response.OkH\x00\x12 \n\x03\x62\x61\x64\x18\x02 \x01(\x0b\x32\x11.p2p.Response.BadH\x00\x12+\n\tpeer_list\x18\x03 \x01(\x0b\x32\x16.p2p.Response.PeerListH\x00\x12\x31\n\x0c\x63hunks_query\x18\x04 \x01(\x0b\x32\x19.p2p.Response.ChunksQueryH\x00\x12\x0f\n\x05\x63hunk\x18\x05 \x01(\x0cH\x00\x1a\x04\n\x02Ok\x1a.\n\x03\x42\x61\x64\x12\x17\n\x04\x63ode\x18\x08 \x01(\x0e\x32\t.p2p.Code\x12\x0e\n\x06reason\x18\t \x01(\t\x1aH\n\x08PeerList\x12\x11\n\taddresses\x18\x01 \x03(\t\x12\x17\n\x04\x66ile\x18\x08 \x01(\x0b\x32\t.p2p.File\x12\x10\n\x08lease_ms\x18\t \x01(\r\x1a \n\x0b\x43hunksQuery\x12\x11\n\tchunk_ids\x18\x01 \x03(\x04\x42\x06\n\x04type\"G\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x12\n\nchunk_size\x18\x03 \x01(\x04\x12\x0f\n\x07\x64igests\x18\x04 \x01(\x0c*\x8a\x01\n\x04\x43ode\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0b\n\x07NO_TYPE\x10\x01\x12\x0e\n\nWRONG_ROLE\x10\x02\x12\x0f\n\x0b\x42\x41\x44_ADDRESS\x10\x03\x12\x11\n\rNO_SUCH_CHUNK\x10\x04\x12\x0c\n\x08NOT_HELD\x10\x05\x12\x08\n\x04\x42USY\x10\x06\x12\x08\n\x04\x46ULL\x10\x07\x12\x0e\n\nOTHER_FILE\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0emessages.proto\x12\x03p2p\"\xbb\x03\n\x07Request\x12!\n\x04join\x18\x01 \x01(\x0b\x32\x11.p2p.Request.JoinH\x00\x12\x30\n\x0c\x61\x63tive_proof\x18\x02 \x01(\x0b\x32\x18.p2p.Request.ActiveProofH\x00\x12*\n\tpeer_list\x18\x03 \x01(\x0b\x32\x15.p2p.Request.PeerListH\x00\x12\x30\n\x0c\x63hunks_query\x18\x04 \x01(\x0b\x32\x18.p2p.Request.ChunksQueryH\x00\x12.\n\x0b\x66\x65tch_chunk\x18\x05 \x01(\x0b\x32\x17.p2p.Request.FetchChunkH\x00\x1a\x1e\n\x04Join\x12\x16\n\x0elistening_addr\x18\x01 \x01(\t\x1a\x39\n\x0b\x41\x63tiveProof\x12\x16\n\x0elistening_addr\x18\x01 \x01(\t\x12\x12\n\ncontent_id\x18\x08 \x01(\x0c\x1a\n\n\x08PeerList\x1a-\n\x0b\x43hunksQuery\x12\r\n\x05known\x18\x08 \x01(\x04\x12\x0f\n\x07wait_ms\x18\t \x01(\r\x1a/\n\nFetchChunk\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x62usy_ok\x18\x08 \x01(\x08\x42\x06\n\x04type\"\x8a\x03\n\x08Response\x12\x1e\n\x02ok\x18\x01 \x01(\x0b\x32\x10.p2p.Response.OkH\x00\x12 \n\x03\x62\x61\x64\x18\x02 \x01(\x0b\x32\x11.p2p.Response.BadH\x00\x12+\n\tpeer_list\x18\x03 \x01(\x0b\x32\x16.p2p.Response.PeerListH\x00\x12\x31\n\x0c\x63hunks_query\x18\x04 \x01(\x0b\x32\x19.p2p.Response.ChunksQueryH\x00\x12\x0f\n\x05\x63hunk\x18\x05 \x01(\x0cH\x00\x1a\x04\n\x02Ok\x1aQ\n\x03\x42\x61\x64\x12\x17\n\x04\x63ode\x18\x08 \x01(\x0e\x32\t.p2p.Code\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x10\n\x08retry_ms\x18\n \x01(\r\x12\x0f\n\x07instead\x18\x0b \x03(\x04\x1aH\n\x08PeerList\x12\x11\n\taddresses\x18\x01 \x03(\t\x12\x17\n\x04\x66ile\x18\x08 \x01(\x0b\x32\t.p2p.File\x12\x10\n\x08lease_ms\x18\t \x01(\r\x1a \n\x0b\x43hunksQuery\x12\x11\n\tchunk_ids\x18\x01 \x03(\x04\x42\x06\n\x04type\"G\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x12\n\nchunk_size\x18\x03 \x01(\x04\x12\x0f\n\x07\x64igests\x18\x04 \x01(\x0c*\x8a\x01\n\x04\x43ode\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0b\n\x07NO_TYPE\x10\x01\x12\x0e\n\nWRONG_ROLE\x10\x02\x12\x0f\n\x0b\x42\x41\x44_ADDRESS\x10\x03\x12\x11\n\rNO_SUCH_CHUNK\x10\x04\x12\x0c\n\x08NOT_HELD\x10\x05\x12\x08\n\x04\x42USY\x10\x06\x12\x08\n\x04\x46ULL\x10\x07\x12\x0e\n\nOTHER_FILE\x10\x08\x62\x06proto3')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'messages_pb2', globals())
 if _descriptor._USE_C_DESCRIPTORS == False:
 
   DESCRIPTOR._options = None
-  _CODE._serialized_start=888
-  _CODE._serialized_end=1026
+  _CODE._serialized_start=940
+  _CODE._serialized_end=1078
   _REQUEST._serialized_start=24
-  _REQUEST._serialized_end=450
+  _REQUEST._serialized_end=467
   _REQUEST_JOIN._serialized_start=262
   _REQUEST_JOIN._serialized_end=292
   _REQUEST_ACTIVEPROOF._serialized_start=294
@@ -31,19 +31,19 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _REQUEST_PEERLIST._serialized_start=353
   _REQUEST_PEERLIST._serialized_end=363
   _REQUEST_CHUNKSQUERY._serialized_start=365
-  _REQUEST_CHUNKSQUERY._serialized_end=393
-  _REQUEST_FETCHCHUNK._serialized_start=395
-  _REQUEST_FETCHCHUNK._serialized_end=442
-  _RESPONSE._serialized_start=453
-  _RESPONSE._serialized_end=812
-  _RESPONSE_OK._serialized_start=644
-  _RESPONSE_OK._serialized_end=648
-  _RESPONSE_BAD._serialized_start=650
-  _RESPONSE_BAD._serialized_end=696
-  _RESPONSE_PEERLIST._serialized_start=698
-  _RESPONSE_PEERLIST._serialized_end=770
-  _RESPONSE_CHUNKSQUERY._serialized_start=772
-  _RESPONSE_CHUNKSQUERY._serialized_end=804
-  _FILE._serialized_start=814
-  _FILE._serialized_end=885
+  _REQUEST_CHUNKSQUERY._serialized_end=410
+  _REQUEST_FETCHCHUNK._serialized_start=412
+  _REQUEST_FETCHCHUNK._serialized_end=459
+  _RESPONSE._serialized_start=470
+  _RESPONSE._serialized_end=864
+  _RESPONSE_OK._serialized_start=661
+  _RESPONSE_OK._serialized_end=665
+  _RESPONSE_BAD._serialized_start=667
+  _RESPONSE_BAD._serialized_end=748
+  _RESPONSE_PEERLIST._serialized_start=750
+  _RESPONSE_PEERLIST._serialized_end=822
+  _RESPONSE_CHUNKSQUERY._serialized_start=824
+  _RESPONSE_CHUNKSQUERY._serialized_end=856
+  _FILE._serialized_start=866
+  _FILE._serialized_end=937
 # @@protoc_insertion_point(module_scope)

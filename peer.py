@@ -20,8 +20,7 @@ Reading order, which is the order of this file:
     main        arguments, progress, exit codes
 
 Threads. One accepts connections, and each connection that is accepted has one (Server). Each
-neighbor that this peer asks has one, or two while it is the only one with anything to give
-(Peer.fetch_from). Three timers send proofs, ask for the peer list and dial neighbors. A file is hashed
+neighbor that this peer asks has one (Peer.fetch_from). Three timers send proofs, ask for the peer list and dial neighbors. A file is hashed
 by one a core (hash_chunks), and while a Join is waited for it has its own (in_a_thread). The main thread
 shows progress and sees signals.
 
@@ -40,6 +39,8 @@ is held while a line is written, which does not wait.
 """
 
 import argparse
+import collections
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -99,14 +100,19 @@ MAX_NEIGHBORS = 50               # asked at a time: as many threads, and more wo
 MAX_CONTACTS = 1_000             # addresses remembered: a list may be as long as it likes [PL-4]
 REDIAL_SECONDS = (0.5, 60.0)     # pause after the first failure; it doubles up to the second [SW-6]
 MAX_BROKEN_PROMISES = 3          # listed chunks refused in a row; one wrong byte is enough [FC-9, FC-10]
-BEAT_SECONDS = (0.1, 1.0)        # a beat is what an exchange takes of late, within these bounds: pauses in beats fit any link
-BUSY_BEATS = (0.6, 1.4)          # pause when told BUSY, at random between these: at most 20 requests for chunks a second [FC-7]
-IDLE_BEATS = (0.5, 1.0, 2.0, 4.0)  # pause when a neighbor has nothing new for the first, the second ... time in a row
+BUSY_SECONDS = (0.05, 1.0)       # pause when told BUSY: at least, if the neighbor does not say how long; at most, if it does [FC-7]
+BUSY_PATIENCE = 25               # times in a row that it is believed, ever less, when it says less than that
+RETRY_SPREAD = (0.7, 1.3)        # of a pause, at random between these shares, lest all come back at once
+LATE_SECONDS = (0.2, 2.0)        # twice what an exchange takes of late, within these bounds: then endgame asks another [SW-5]
+NEWS_SECONDS = 1.0               # an asker waits so long for news, and a peer lets one wait no longer [CQ-6]
+NEWS_PAUSE = 0.25                # before a neighbor is asked again that had no news and did not wait for any
+VERIFIERS = 4                    # threads that verify and write what has come, at most; else one a core
 
-EXTRA_LANE_SECONDS = 1.0         # a neighbor that was too busy for a second connection is not offered one for so long
-
-UPLOAD_SLOTS = 2                 # chunks on their way out: one is sent and one waits, so that there is no gap
+UPLOAD_SLOTS = 6                 # chunks on their way out: on a real link a few connections alone do not fill the uplink
+PACED_SLOTS = 2                  # the same under an upload limit, where one is sent and one waits, so that there is no gap
 BUSY_AFTER = 0.005               # a slot that comes free within this is waited for before BUSY is said
+SEND_SLICE = 64 * KIB            # sent at a time: as much as a reader who sips may spin out beyond its deadline
+UNSENT_BYTES = 32 * KIB          # of a chunk, at most, in the socket's buffer: a slot is free when its chunk has left
 PACE_BURST = 0.05                # seconds of upload that may be made up for when a sender was late [CL-14]
 RECEIVE_MEMORY = 16 * MIB        # for chunks on their way in, all together,
 FEWEST_BUFFERS = 4               # but for so many at least, however large: who waits for memory makes its sender hang up
@@ -260,16 +266,6 @@ def varint(number):
     return bytes(out)
 
 
-def read_varint(view, start):
-    """(number, index after it) of the varint at `start`; (None, start) if there is none."""
-    number = 0
-    for index in range(start, min(start + 10, len(view))):
-        number |= (view[index] & 0x7F) << 7 * (index - start)
-        if view[index] < 0x80:
-            return number, index + 1
-    return None, start
-
-
 CHUNK_TAG = b"\x2a"  # field 5, length-delimited: `chunk` in Response
 
 
@@ -279,13 +275,10 @@ def chunk_head(length):
     return struct.pack(">Q", len(field) + length) + field
 
 
-def chunk_in(frame):
-    """The chunk that a Response carries and nothing else, without copying it; None: let protobuf look."""
-    if frame[:1] == CHUNK_TAG:
-        length, start = read_varint(frame, 1)
-        if length is not None and start + length == len(frame):
-            return frame[start:]
-    return None
+def chunk_in(frame, length):
+    """The chunk of this length that a Response carries and nothing else, without copying it; None: let protobuf look."""
+    head = chunk_head(length)[8:]
+    return frame[len(head):] if len(frame) == len(head) + length and frame[:len(head)] == head else None
 
 
 def show_name(text):
@@ -336,26 +329,31 @@ def is_loopback(host):
     return host.startswith("127.") or host in ("::1", "0.0.0.0", "::")
 
 
+# Without it a whole chunk fits into the socket's buffer, and counts as sent when it has hardly left.
+NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 0x201 if sys.platform == "darwin" else None)
+
+
 def prepare(sock):
     """Make a new connection ready: it blocks, within the kernel's timeouts, and sends small requests at once."""
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if NOTSENT_LOWAT is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, UNSENT_BYTES)
 
 
 class Link:
-    """The asking end of a connection: one request, then its answer. Used by one thread at a time.
+    """The asking end of a connection: requests, then their answers in the same order. Used by one thread at a time.
 
-    It dials when it must: the first time, and again where the other side closed after an answer, as
-    a program that takes one request per connection does [WF-4]. `dialled` is called each time, since
-    whatever the other side said on an old connection may be true no more [CQ-4]. An answer must begin
-    within `wait` seconds.
+    It dials when it must: before the first request, and before the next one where the connection was
+    closed. An answer must begin within `wait` seconds.
     """
 
-    def __init__(self, address, wait=None, dialled=lambda: None):
+    def __init__(self, address, wait=None):
         self.address = address
         self.wait = wait or FRAME_SECONDS
-        self.dialled = dialled
         self.sock = None
+        self.round_trip = 0.0  # seconds: how long the other side's machine took to accept the connection
+        self.answers = 0       # that came on this connection
 
     def __enter__(self):
         return self
@@ -366,26 +364,30 @@ class Link:
     def close(self):
         if self.sock is not None:
             self.sock.close()
-            self.sock = None
+            self.sock, self.answers = None, 0
+
+    def hang_up(self):
+        """End the connection from another thread: the one that uses it sees its end."""
+        if (sock := self.sock) is not None:
+            hang_up(sock)
 
     def dial(self):
+        began = time.monotonic()
         self.sock = socket.create_connection(self.address, timeout=CONNECT_SECONDS)
+        self.round_trip = time.monotonic() - began
         prepare(self.sock)
-        self.dialled()
 
-    def ask(self, make_request, limit, room=bytearray):
-        """The frame that answers make_request(), which is called once for each try; OSError, ProtocolError."""
-        if self.sock is not None:
-            try:
-                return self.exchange(make_request(), limit, room)
-            except (Closed, ConnectionError):
-                self.close()
-        self.dial()
-        return self.exchange(make_request(), limit, room)
-
-    def exchange(self, request, limit, room):
+    def send(self, request):
+        """Send a request; OSError, ProtocolError."""
+        if self.sock is None:
+            self.dial()
         send_message(self.sock, request)
-        return read_frame(self.sock, limit, self.wait, for_answer, room)
+
+    def receive(self, limit, room=bytearray):
+        """The frame that answers the oldest request that has no answer yet; OSError, ProtocolError."""
+        frame = read_frame(self.sock, limit, self.wait, for_answer, room)
+        self.answers += 1
+        return frame
 
 
 # ---------------------------------------------------------------------------------------------
@@ -509,7 +511,7 @@ class Server(socketserver.ThreadingTCPServer):
             del self.waiting[sock]
         hang_up(sock)  # its thread reads the end, and closes it
         with self.room:
-            return self.room.wait_for(lambda: sock not in self.connections, timeout=1)
+            return self.room.wait_for(lambda: sock not in self.connections, timeout=2 * NEWS_SECONDS)
 
     def close_request(self, request):
         super().close_request(request)
@@ -519,10 +521,16 @@ class Server(socketserver.ThreadingTCPServer):
 
     def await_request(self, sock):
         """The connection's next request; Closed when the client has no more, TimeoutError when it was idle for too long."""
+        with self.idle(sock):
+            return parse(Request, read_frame(sock, MAX_REQUEST, IDLE_SECONDS, for_request))
+
+    @contextlib.contextmanager
+    def idle(self, sock):
+        """Meanwhile the connection may be ended to make room for another."""
         with self.lock:
             self.waiting[sock] = None
         try:
-            return parse(Request, read_frame(sock, MAX_REQUEST, IDLE_SECONDS, for_request))
+            yield
         finally:
             with self.lock:
                 self.waiting.pop(sock, None)
@@ -703,44 +711,31 @@ def hash_chunks(fd, size, chunk_size, show=lambda done: None):
     return bytes(digests)
 
 
-def send_some(sock, fd, offset, left):
-    """How many bytes of the file the socket has taken, without waiting; None: it takes none now; 0: the file has no more."""
+def send_some(sock, fd, offset, count):
+    """How many of so many bytes of the file the socket has taken; 0: the file has no more."""
     try:
-        return os.sendfile(sock.fileno(), fd, offset, left)
-    except BlockingIOError:
-        return None
+        return os.sendfile(sock.fileno(), fd, offset, count)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-    chunk = os.pread(fd, left, offset)  # a file system that has no sendfile
-    try:
-        return sock.send(chunk) if chunk else 0
-    except BlockingIOError:
-        return None
+    chunk = os.pread(fd, count, offset)  # a file system that has no sendfile
+    return sock.send(chunk) if chunk else 0
 
 
 def send_file(sock, fd, offset, left, deadline):
     """Send so many bytes of an open file by `deadline`. TimeoutError if the asker stops reading, or only sips [FC-14].
 
-    In blocking mode sendfile would go on for as long as a few bytes are read now and then; so it does
-    not block, and the waiting is done here.
+    In slices, for one sendfile goes on for as long as a few bytes are read now and then.
     """
-    poll = select.poll()  # not select(): that one fails for descriptors from 1024 on
-    poll.register(sock, select.POLLOUT)
-    sock.setblocking(False)
-    try:
-        while left:
-            sent = send_some(sock, fd, offset, left)
-            if sent is None:
-                wait = min(deadline - time.monotonic(), FRAME_SECONDS)
-                if wait <= 0 or not poll.poll(wait * 1000):
-                    raise TimeoutError("the asker stopped reading")
-            elif sent == 0:
-                raise ProtocolError(f"the file ends {left} bytes early: it was cut short")  # our file, their end [FC-13]
-            else:
-                offset, left = offset + sent, left - sent
-    finally:
-        sock.setblocking(True)
+    while left:
+        wait_at_most(sock, socket.SO_SNDTIMEO, deadline)
+        try:
+            sent = send_some(sock, fd, offset, min(left, SEND_SLICE))
+        except BlockingIOError:
+            raise TimeoutError("the asker stopped reading") from None
+        if sent == 0:
+            raise ProtocolError(f"the file ends {left} bytes early: it was cut short")  # our file, their end [FC-13]
+        offset, left = offset + sent, left - sent
 
 
 def disk_error(error):
@@ -795,7 +790,7 @@ class Store:
     def send(self, sock, index, uploads, ticket):
         """Send a chunk as a whole frame; its bytes go from disk to socket without passing through here."""
         offset, left = index * self.file.chunk_size, self.file.length(index)
-        deadline = time.monotonic() + for_answer(left) + (left * UPLOAD_SLOTS / uploads.rate if uploads.rate else 0)
+        deadline = time.monotonic() + for_answer(left) + (left * PACED_SLOTS / uploads.rate if uploads.rate else 0)
         send_exactly(sock, chunk_head(left), deadline, getattr(socket, "MSG_MORE", 0))
         while left:
             size = min(left, uploads.slice)
@@ -920,9 +915,6 @@ class Output:
 # for our own: none has a thread, a socket or a clock.
 
 
-NOTHING, BUSY, REFUSED, FETCHED = "nothing to choose", "busy", "refused", "fetched"  # how an exchange went
-
-
 def any_of(bits, count, rng):
     """One index of a bitfield: the first at or after a place drawn at random; None of an empty one."""
     if not bits:
@@ -946,15 +938,19 @@ def rarest_first(offered, levels, count, rng):
     return None
 
 
-def pause(outcome, idle, beat, rng):
-    """Seconds before the next request to a neighbor that gave nothing; at random, lest all come back at once.
+def busy_pause(retry_seconds, times, rng):
+    """Seconds before the next request to a neighbor that said BUSY, at random, lest all come back at once [FC-7].
 
-    `outcome` is BUSY [FC-7] or another; `idle` says how often in a row the neighbor had no news; beat
-    is in seconds.
+    `retry_seconds` is how soon it expects to have a slot, 0 if it did not say; `times` how often in a row it said BUSY.
     """
-    if outcome == BUSY:
-        return beat * rng.uniform(*BUSY_BEATS)
-    return beat * IDLE_BEATS[min(idle, len(IDLE_BEATS) - 1)] * (0.75 + rng.random() / 2)
+    shortest, longest = BUSY_SECONDS
+    least = shortest / RETRY_SPREAD[0] * (min(times / BUSY_PATIENCE, 1) if retry_seconds else 1)
+    return min(max(retry_seconds, least), longest) * rng.uniform(*RETRY_SPREAD)
+
+
+def requests_ahead(rate, round_trip, chunk_size):
+    """How many requests more than one keep a link busy that delivers `rate` bytes a second: twice what a round trip holds, so that it can grow [FC-15]."""
+    return int(2 * rate * round_trip / chunk_size)
 
 
 class Picker:
@@ -974,7 +970,6 @@ class Picker:
         self.holds = {}                  # neighbor -> what it has listed
         self.levels = [self.all]         # levels[k]: chunks that exactly k neighbors hold; our own stay where they were
         self.typical = 0.0               # seconds that an exchange takes, a moving average
-        self.beat = BEAT_SECONDS[0]      # the same within bounds: seconds in which something new can be expected
         self.rng = rng or random.Random()
 
     def complete(self):
@@ -1027,10 +1022,9 @@ class Picker:
         self.withdraw(neighbor, self.holds.get(neighbor, 0))
         self.holds.pop(neighbor, None)
 
-    def news_due(self, neighbor, known, heard_at, now):
-        """Whether to ask this neighbor what it has: `known` ids were heard, at `heard_at`; not if that is all there can be [CQ-3]."""
-        everything = known and self.holds.get(neighbor) == self.all
-        return not everything and now - heard_at >= self.beat
+    def knows_all(self, neighbor):
+        """Whether this neighbor holds all that there is, and has no news to tell."""
+        return self.holds.get(neighbor) == self.all
 
     def choose(self, neighbor, now):
         """The chunk to ask of this neighbor next, noted as under way; None if there is none."""
@@ -1041,16 +1035,30 @@ class Picker:
         if index is None:
             index = self.late(neighbor, wanted, now)
         if index is not None:
-            self.under_way.setdefault(index, {})[neighbor] = now
-            self.asked |= 1 << index
+            self.ask(neighbor, index, now)
         return index
+
+    def choose_instead(self, neighbor, index, now):
+        """The chunk that the neighbor proposed, if it is wanted and not under way, noted as under way; else None."""
+        if not (self.wanted(neighbor) & ~self.asked) >> index & 1:
+            return None
+        self.ask(neighbor, index, now)
+        return index
+
+    def ask(self, neighbor, index, now):
+        self.under_way.setdefault(index, {})[neighbor] = now
+        self.asked |= 1 << index
+
+    def late_after(self):
+        """Seconds after which a chunk that is under way is late [SW-5]."""
+        return min(max(2 * self.typical, LATE_SECONDS[0]), LATE_SECONDS[1])
 
     def late(self, neighbor, wanted, now):
         """Endgame: all that is wanted is under way; a chunk for which one other has taken long is asked for twice [SW-5]."""
         wanted &= ~self.claimed
         for index, askers in self.under_way.items():
             if wanted >> index & 1 and len(askers) == 1 and neighbor not in askers:
-                if now - min(askers.values()) > 2 * self.beat:
+                if now - min(askers.values()) > self.late_after():
                     return index
         return None
 
@@ -1072,28 +1080,31 @@ class Picker:
     def arrived(self, index, seconds):
         """The chunk was written, after an exchange of so many seconds; False if we had it already [FC-12]."""
         self.typical += ((seconds - self.typical) / 8) if self.typical else seconds
-        self.beat = min(max(self.typical, BEAT_SECONDS[0]), BEAT_SECONDS[1])
         new = not self.held >> index & 1
         self.held |= 1 << index
         return new
 
 
 def upload_slots(seconds):
-    """Upload slots where a chunk takes so long: one if who waits behind it would hear nothing for too long [FC-11]."""
-    return UPLOAD_SLOTS if seconds < FRAME_SECONDS / 2 else 1
+    """Upload slots where a chunk takes so long at the upload limit, 0 without one [FC-6]."""
+    if not seconds:
+        return UPLOAD_SLOTS
+    return PACED_SLOTS if seconds < FRAME_SECONDS / 2 else 1  # who waits behind a long one would hear nothing for too long [FC-11]
 
 
 class Slots:
     """Who may have a chunk next. Like the Picker it can be simulated [FC-6].
 
-    One chunk is sent and one waits behind it. The place that waits is not for a chunk that was given away
-    before: it can be had elsewhere by now. Nor is it for whoever was served last, if somebody else
-    was turned away since: he would come back first each time, and all would have to get it from him.
+    The first slot is anybody's. The others are not for a chunk that was given away before, as long as
+    there are some that nobody else can give: it can be had elsewhere by now. Nor are they for who was
+    served last, if somebody else was turned away since: he would come back first each time, and all
+    would have to get it from him.
     """
 
     def __init__(self):
         self.active = 0           # slots that are taken
         self.sent = 0             # bitfield of the chunks that were given away, or are on their way
+        self.sole = 0             # bitfield of the chunks that perhaps nobody else has: all of a seeder's
         self.served = []          # who got the last slots, the newest last
         self.turned_away = False  # somebody was, since the last slot was given
 
@@ -1107,12 +1118,19 @@ class Slots:
         return patient or not behind
 
     def given_away(self, index):
-        return self.sent >> index & 1
+        """Whether this chunk is with somebody else by now, and others are not."""
+        return self.sent >> index & 1 and self.sole & ~self.sent
+
+    def instead(self, index, rng):
+        """The index of a chunk that was not given away, to be asked for instead of one that was; None if there is none."""
+        if not self.given_away(index):
+            return None
+        return any_of(self.sole & ~self.sent, self.sole.bit_length(), rng)
 
     def take(self, asker, index):
         self.active += 1
         self.sent |= 1 << index
-        self.served = [*self.served, asker][-UPLOAD_SLOTS:]
+        self.served = [*self.served, asker][-PACED_SLOTS:]
         self.turned_away = False
 
     def turn_away(self):
@@ -1140,6 +1158,9 @@ class Uploads:
         self.changed = threading.Condition(self.lock)  # announces: a slot is free, or it is another chunk's turn
         # guarded by lock:
         self.slots = Slots()
+        self.turned_away = 0                # askers, since the last upload ended
+        self.interval = BUSY_SECONDS[0]     # seconds from the end of an upload to the end of the next, a moving average
+        self.ended_at = time.monotonic()    # when the last one ended, or the first of a row began
         self.tickets = 0   # uploads that ever began: the lower its number, the sooner an upload goes on
         self.waiting = []  # heap of the tickets that wait for the rate
         self.free_at = time.monotonic()  # when all that was taken so far was paid for
@@ -1152,16 +1173,18 @@ class Uploads:
                                     f" got {human(self.rate)}: whoever asks would give up before the end")
 
     def begin(self, asker, index, length, busy_ok):
-        """The ticket for sending a chunk of so many bytes; None: BUSY, which is said only to those who allow it."""
+        """The ticket for sending a chunk of so many bytes; None: BUSY, which is said only to those who allow it [FC-6]."""
         seconds = length / self.rate if self.rate else 0.0
         slots = upload_slots(seconds)
         patience = None if not busy_ok else BUSY_AFTER if seconds <= BUSY_AFTER else 0.0
         with self.changed:
             if not self.changed.wait_for(lambda: self.slots.free(asker, index, not busy_ok, slots), patience):
                 self.slots.turn_away()
+                self.turned_away += 1
                 return None
             if not self.slots.active:
-                self.free_at = max(self.free_at, time.monotonic())  # what was not used while nobody asked is lost
+                self.ended_at = time.monotonic()
+                self.free_at = max(self.free_at, self.ended_at)  # what was not used while nobody asked is lost
             self.slots.take(asker, index)
             self.tickets += 1
             return self.tickets
@@ -1185,8 +1208,16 @@ class Uploads:
     def end(self):
         """The upload has ended, however it ended."""
         with self.changed:
+            now = time.monotonic()
+            self.interval += (now - self.ended_at - self.interval) / 4
+            self.ended_at, self.turned_away = now, 0
             self.slots.release()
             self.changed.notify_all()
+
+    def busy(self, index):
+        """(seconds until it is this asker's turn, index of a chunk to ask for instead or None), for who is told BUSY [FC-7]."""
+        with self.lock:
+            return self.interval * max(1, self.turned_away), self.slots.instead(index, random)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1257,25 +1288,31 @@ class Contacts:
 
 
 class Neighbor:
-    """A peer that this peer asks; each of its lanes is a thread with a connection."""
+    """A peer that this peer asks, in a thread of its own (Peer.fetch_from)."""
 
     def __init__(self, address):
         self.address = address
         self.name = format_address(address)
-        # of its first lane alone:
-        self.known = 0                  # chunk ids that it listed on this connection [CQ-3]
-        self.idle = 0                   # how often in a row it had nothing new
+        # of its thread alone:
+        self.asked = collections.deque()  # requests without an answer yet, the oldest first: (index or None for Chunks Query, when)
+        self.known = 0                    # chunk ids that it listed on this connection [CQ-3]
+        self.heard = False                # it has answered Chunks Query on this connection
+        self.heard_at = 0.0               # when it did so last
+        self.rest_until = 0.0             # no request for a chunk before
+        self.instead = None               # index of the chunk that it proposed when it said BUSY
+        self.busy = 0                     # how often in a row it said BUSY
+        self.broken = 0                   # promises broken in a row [FC-10]
+        self.rate = 0.0                   # bytes per second while chunks are under way, a moving average
+        self.took_at = 0.0                # when its last chunk had come
+        self.link = None                  # its connection
+        # written by a thread that verifies, once:
+        self.failure = None               # the WrongChunk that it sent
         # guarded by Peer.lock:
-        self.lanes = 1
-        self.broken = 0                 # promises broken in a row [FC-10]
-        self.leaving = False            # failed, or to make room for another
-        # written by either lane; one that overwrites the other costs a query, or a pause:
-        self.heard_at = float("-inf")   # when it listed what it has
-        self.one_lane_until = 0.0       # it was too busy for an extra one
+        self.leaving = False              # to make room for another
 
-    def dialled(self):
-        """A new connection: perhaps the neighbor was started anew, and has nothing of what it had [CQ-4]."""
-        self.known = 0
+    def chunks_asked(self):
+        """How many requests for chunks have no answer yet."""
+        return sum(index is not None for index, _ in self.asked)
 
 
 class Peer:
@@ -1300,9 +1337,11 @@ class Peer:
         self.refresher = Repeat(REFRESH_SECONDS, self.refresh)
         self.dialler = Repeat(REFRESH_SECONDS, self.dial)
         self.own_ip = ""           # as the tracker sees it [PL-3]
+        self.arrivals = queue.SimpleQueue()  # chunks that have come: (neighbor, index, bytes, buffer, when asked for)
         self.buffers = queue.LifoQueue()  # memory for chunks on their way in; None is leave to make some
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)  # announces: a chunk is to be asked again, or it is over
+        self.news = threading.Condition(self.lock)     # announces: a chunk more is held
         # guarded by lock:
         self.picker = Picker(0)
         self.order = []            # chunk ids in the order of arrival; only grows [CQ-2]
@@ -1316,8 +1355,12 @@ class Peer:
     # What it answers. One method for a request, named after it; they run in the server's threads.
 
     def on_chunks_query(self, request, sock):
-        """The ids of the chunks that are held, in the order of arrival, but for the first request.known [CQ-1, CQ-2, CQ-3]."""
-        with self.lock:
+        """The ids of the chunks that are held, in the order of arrival, but for the first request.known [CQ-1, CQ-2, CQ-3].
+
+        Who knows them all may wait until there is one more [CQ-6].
+        """
+        with self.server.idle(sock), self.news:
+            self.news.wait_for(lambda: len(self.order) > request.known, min(request.wait_ms / 1000, NEWS_SECONDS))
             ids = self.order[request.known:]
         return Response(chunks_query=Response.ChunksQuery(chunk_ids=ids))
 
@@ -1333,7 +1376,7 @@ class Peer:
         asker = peer_address(sock)
         ticket = self.uploads.begin(asker, index, length, request.busy_ok)
         if ticket is None:
-            return bad(messages_pb2.BUSY, "other chunks are on their way out; ask again")
+            return self.busy(index)
         began = time.monotonic()
         try:
             if not self.store.intact(index):
@@ -1343,6 +1386,15 @@ class Peer:
             self.uploads.end()
         self.events("sent", chunk=request.chunk_id, bytes=length, to=format_address(asker), seconds=round(time.monotonic() - began, 6))
         return None
+
+    def busy(self, index):
+        """The answer BUSY: when to ask again, or what to ask for instead [FC-7]."""
+        seconds, instead = self.uploads.busy(index)
+        response = bad(messages_pb2.BUSY, "other chunks are on their way out; ask again")
+        response.bad.retry_ms = max(1, int(1000 * seconds))
+        if instead is not None:
+            response.bad.instead.append(instead * self.file.chunk_size)
+        return response
 
     def holds(self, index):
         """Whether this peer holds a chunk: verified and written."""
@@ -1375,7 +1427,8 @@ class Peer:
     def ask_tracker(self, request, wait=None):
         """The tracker's answer, on a connection of its own: a tracker keeps no thread for a peer that is silent."""
         with Link(self.tracker, wait) as link:
-            response = parse(Response, link.ask(lambda: request, MAX_ANSWER))
+            link.send(request)
+            response = parse(Response, link.receive(MAX_ANSWER))
             self.own_ip = plain_ip(link.sock.getsockname()[0])
         return response
 
@@ -1449,10 +1502,7 @@ class Peer:
             self.neighbors.update((neighbor.address, neighbor) for neighbor in new)
         for neighbor in new:
             self.events("neighbor_added", neighbor=neighbor.name)
-            self.start_lane(neighbor)
-
-    def start_lane(self, neighbor, extra=False):
-        threading.Thread(target=self.fetch_from, args=(neighbor, extra), name=f"fetch from {neighbor.name}", daemon=True).start()
+            threading.Thread(target=self.fetch_from, args=(neighbor,), name=f"fetch from {neighbor.name}", daemon=True).start()
 
     # What it asks its neighbors. One thread for each: hear what it has, choose, fetch, again. So the
     # neighbor is chosen first and then a chunk, and a silent neighbor holds up nobody else.
@@ -1467,177 +1517,263 @@ class Peer:
                 self.buffers.put(None)
             self.picker = Picker(self.file.count, held)
             self.order.extend(index * self.file.chunk_size for index in indexes(held))
+            self.news.notify_all()
             complete = self.picker.complete()
         if complete:
             self.completed()
         else:
+            for _ in range(min(os.cpu_count() or 1, VERIFIERS)):
+                threading.Thread(target=self.verify_arrivals, name="verify", daemon=True).start()
             self.dial()
             self.dialler.start()    # a timer of its own: a tracker that hangs keeps nobody from his neighbors
             self.refresher.start()
 
-    def fetch_from(self, neighbor, extra):
-        """A lane: a thread that fetches from one neighbor until nothing is missing or the neighbor fails.
+    def fetch_from(self, neighbor):
+        """The life of the thread that asks one neighbor, until nothing is missing or the neighbor fails.
 
-        The extra lane of a neighbor lasts only while that neighbor alone is of use: the hashing and
-        writing of one chunk then overlaps the receiving of another.
+        Ask for as many chunks as keep the link busy; take the oldest answer; again. When there is no
+        chunk to ask for, ask for news, and let the neighbor wait until it has some. What was asked of a
+        connection that ended goes back, to be asked for again here or elsewhere.
         """
         failure = None
         try:
-            with Link(neighbor.address, dialled=(lambda: None) if extra else neighbor.dialled) as link:
-                while self.goes_on(neighbor, extra):
-                    if not extra:
-                        self.hear(neighbor, link)
-                    outcome = self.fetch_next(neighbor, link)
-                    if outcome == FETCHED:
-                        self.widen(neighbor, extra)
-                    elif extra:
-                        neighbor.one_lane_until = time.monotonic() + EXTRA_LANE_SECONDS
-                        break
-                    else:
-                        self.rest(neighbor, outcome)
+            with Link(neighbor.address) as neighbor.link:
+                while self.goes_on(neighbor):
+                    self.ask_and_take(neighbor, neighbor.link)
         except (OSError, ProtocolError) as error:
             failure = error
         except Fatal as fatal:
             self.fail(fatal)
-        self.drop_lane(neighbor, failure)
+        self.drop(neighbor, neighbor.failure or failure)
 
-    def goes_on(self, neighbor, extra):
-        """Whether this lane still has a purpose."""
+    def goes_on(self, neighbor):
+        """Whether the thread of this neighbor still has a purpose."""
         with self.lock:
-            if self.failure or neighbor.leaving or self.picker.complete():
-                return False
-            return not extra or self.picker.useful() == [neighbor.address]
+            return not (self.failure or neighbor.failure or neighbor.leaving or self.picker.complete())
 
-    def hear(self, neighbor, link):
-        """Ask what the neighbor has, if what is known of it is old and not all that there can be [CQ-3, CQ-4]."""
+    def ask_and_take(self, neighbor, link):
+        """One turn: send what is to be asked now, take one answer, or rest if there is none to come."""
+        try:
+            for index in self.choose(neighbor, link):
+                link.send(Request(fetch_chunk=Request.FetchChunk(chunk_id=index * self.file.chunk_size, busy_ok=True)))
+            self.ask_for_news(neighbor, link)
+            if neighbor.asked:
+                self.take_answer(neighbor, link)
+            else:
+                self.rest(neighbor)
+        except (Closed, ConnectionError):
+            if not link.answers or neighbor.failure:
+                raise
+            link.close()  # it takes one request per connection, or ended one that was idle: dial anew [WF-4]
+            neighbor.known, neighbor.heard = 0, False  # perhaps it was started anew, and has nothing of what it had [CQ-4]
+            self.give_back(neighbor)
+
+    def choose(self, neighbor, link):
+        """The indexes of the chunks to ask of this neighbor now, noted as under way [FC-15]."""
+        now = time.monotonic()
+        chosen = []
+        if not neighbor.heard_at or link.answers and not neighbor.heard:
+            return chosen  # it has listed nothing; or one chunk was asked for on this new connection, and it may have no other [CQ-4]
         with self.lock:
-            due = self.picker.news_due(neighbor.address, neighbor.known, neighbor.heard_at, time.monotonic())
-        if not due:
+            while now >= neighbor.rest_until and neighbor.chunks_asked() < self.ahead(neighbor, link):
+                index = None
+                if neighbor.instead is not None:
+                    index, neighbor.instead = self.picker.choose_instead(neighbor.address, neighbor.instead, now), None
+                if index is None:
+                    index = self.picker.choose(neighbor.address, now)
+                if index is None:
+                    break
+                chosen.append(index)
+                neighbor.asked.append((index, now))  # before it is sent: what a broken connection takes along goes back
+        return chosen
+
+    def ahead(self, neighbor, link):
+        """How many chunks may be under way from this neighbor: one, and as many more as its link holds [FC-15].
+
+        A connection that was not kept after an answer would lose what was asked ahead.
+        """
+        if link.answers < 2 or neighbor.busy or neighbor.broken or len(self.picker.under_way) * self.file.chunk_size >= RECEIVE_MEMORY:
+            return 1
+        alone = self.picker.useful() == [neighbor.address]  # then the next one is there while this one is verified
+        return 1 + alone + requests_ahead(neighbor.rate, link.round_trip, self.file.chunk_size)
+
+    def ask_for_news(self, neighbor, link):
+        """Ask what the neighbor has: at once on a new connection, now and then beside chunks, else when it has news [CQ-3, CQ-4, CQ-6]."""
+        now = time.monotonic()
+        chunks = neighbor.chunks_asked()
+        if len(neighbor.asked) > chunks or chunks and link.answers < 2:
             return
-        frame = link.ask(lambda: Request(chunks_query=Request.ChunksQuery(known=neighbor.known)), MAX_LIST)
-        response = parse(Response, frame)
+        with self.lock:
+            if neighbor.heard and self.picker.knows_all(neighbor.address):
+                return
+            if neighbor.heard and now < (neighbor.heard_at + self.picker.typical if chunks else neighbor.rest_until):
+                return
+            seconds = 0.0
+            if neighbor.heard and not chunks:
+                seconds = self.picker.late_after() / 2 if self.picker.wanted(neighbor.address) else NEWS_SECONDS
+        neighbor.asked.append((None, now))
+        link.send(Request(chunks_query=Request.ChunksQuery(known=neighbor.known, wait_ms=int(1000 * seconds))))
+
+    def take_answer(self, neighbor, link):
+        """Receive the answer to the oldest request."""
+        index, began = neighbor.asked[0]
+        if index is None:
+            frame = link.receive(MAX_LIST)
+            neighbor.asked.popleft()
+            if link.answers == 1:  # it was asked alone, and not to wait
+                link.round_trip = min(link.round_trip, time.monotonic() - began)
+            self.heard(neighbor, parse(Response, frame), began)
+        else:
+            self.take_chunk(neighbor, link, index, began)
+
+    def take_chunk(self, neighbor, link, index, began):
+        """Receive the answer to a request for a chunk, which was sent at `began`."""
+        length, taken = self.file.length(index), []
+
+        def room(_):
+            """Memory for the answer, once it has begun: a neighbor that is silent takes none from the others."""
+            taken.append(self.buffers.get() or bytearray(self.file.chunk_size + ANSWER_MARGIN))
+            return taken[0]
+
+        try:
+            frame = link.receive(length + ANSWER_MARGIN, room)
+            chunk = chunk_in(frame, length)
+            if chunk is None:
+                chunk = self.unpack(neighbor, index, parse(Response, frame))
+            neighbor.asked.popleft()
+            if chunk is None:
+                with self.lock:
+                    self.picker.release(neighbor.address, index)
+            else:
+                arrival = neighbor, index, chunk, taken.pop(), began
+                if neighbor.rate:
+                    self.arrivals.put(arrival)
+                else:
+                    self.verify(*arrival)  # a stranger's first chunk, before it is asked for more
+                self.measure(neighbor, length, began)
+        finally:
+            for buffer in taken:
+                self.buffers.put(buffer)
+
+    def heard(self, neighbor, response, asked_at):
+        """Take the answer to Chunks Query [CQ-4, CQ-5]."""
         if response.WhichOneof("type") != "chunks_query":
             raise ProtocolError("expected a list of chunks, got another answer")
         ids = response.chunks_query.chunk_ids[:MAX_CHUNKS]
-        bits = bits_of(index for index in map(self.file.index, ids) if index is not None)  # [CQ-5]
+        bits = bits_of(index for index in map(self.file.index, ids) if index is not None)
         with self.lock:
             if not neighbor.known:  # a list from its beginning: what is not in it is no longer there
                 self.picker.withdraw(neighbor.address, ~bits)
             news = self.picker.add(neighbor.address, bits)
         neighbor.known += len(ids)
-        neighbor.heard_at = time.monotonic()
-        neighbor.idle = 0 if news else neighbor.idle + 1
+        neighbor.heard, neighbor.heard_at = True, time.monotonic()
+        if not news and neighbor.heard_at - asked_at < LATE_SECONDS[0] / 2:  # it does not know how to wait
+            neighbor.rest_until = neighbor.heard_at + NEWS_PAUSE * random.uniform(*RETRY_SPREAD)
 
-    def fetch_next(self, neighbor, link):
-        """Choose a chunk of this neighbor and fetch it: NOTHING to choose, BUSY, REFUSED or FETCHED."""
-        with self.lock:
-            index = self.picker.choose(neighbor.address, time.monotonic())
-        if index is None:
-            return NOTHING
-        taken = []
+    def unpack(self, neighbor, index, response):
+        """The chunk in an answer to Fetch Chunk, empty and so wrong when it is of another type; None if it refuses."""
+        if response.WhichOneof("type") == "bad":
+            return self.refused(neighbor, index, response.bad)
+        return response.chunk
 
-        def room(length):
-            """Memory for the answer, once it has begun: a neighbor that is silent takes none from the others."""
-            if not taken:  # a second try has it already: to wait for another would be to wait for ourselves
-                taken.append(self.buffers.get() or bytearray(self.file.chunk_size + ANSWER_MARGIN))
-            return taken[0]
+    def measure(self, neighbor, length, began):
+        """How fast chunks come from this neighbor."""
+        now = time.monotonic()
+        rate = length / max(now - max(began, neighbor.took_at), 1e-6)
+        neighbor.rate += (rate - neighbor.rate) / 4 if neighbor.rate else rate
+        neighbor.took_at, neighbor.busy, neighbor.broken = now, 0, 0
 
+    def verify_arrivals(self):
+        """The life of a thread that verifies and writes what the others receive, so that they can go on receiving."""
+        while True:
+            self.verify(*self.arrivals.get())
+
+    def verify(self, neighbor, index, chunk, buffer, began):
+        """Keep a chunk that has come, or end the neighbor that sent another."""
         try:
-            return self.fetch(neighbor, link, index, room)
-        finally:
-            for buffer in taken:
-                self.buffers.put(buffer)
-            with self.lock:
-                self.picker.release(neighbor.address, index)
+            self.keep(neighbor, index, chunk, began)
+        except WrongChunk as lie:
+            neighbor.failure = lie
+            neighbor.link.hang_up()
+        except Fatal as fatal:
+            self.fail(fatal)
+        del chunk  # it lies in the buffer, which another answer may now use
+        self.buffers.put(buffer)
+        with self.changed:
+            self.picker.release(neighbor.address, index)
+            self.changed.notify_all()
 
-    def fetch(self, neighbor, link, index, room):
-        """Fetch one chunk, check it, write it, and only then count and offer it [FC-9]."""
-        began = time.monotonic()
-        chunk_id, length = index * self.file.chunk_size, self.file.length(index)
-        request = Request(fetch_chunk=Request.FetchChunk(chunk_id=chunk_id, busy_ok=True))
-        frame = link.ask(lambda: request, length + ANSWER_MARGIN, room)
-        chunk = chunk_in(frame)
-        if chunk is None:
-            response = parse(Response, frame)
-            if response.WhichOneof("type") == "bad":
-                return self.refused(neighbor, index, response.bad)
-            chunk = response.chunk  # empty, and so wrong, when the answer is of another type
-        if len(chunk) != length or hashlib.sha256(chunk).digest() != self.file.digest(index):
-            raise WrongChunk(f"expected chunk {chunk_id} with its digest, got {len(chunk)} other bytes")
+    def keep(self, neighbor, index, chunk, began):
+        """Check a chunk, write it, and only then count and offer it [FC-9]."""
+        if len(chunk) != self.file.length(index) or hashlib.sha256(chunk).digest() != self.file.digest(index):
+            raise WrongChunk(f"expected chunk {index * self.file.chunk_size} with its digest, got {len(chunk)} other bytes")
         with self.lock:
             first = self.picker.claim(index)
         if first:
             self.store.write(index, chunk)
             self.arrived(neighbor, index, time.monotonic() - began)
-        return FETCHED
 
     def refused(self, neighbor, index, answer):
         """The neighbor does not give a chunk that it had listed [FC-7, FC-10]."""
         if answer.code == messages_pb2.BUSY:
-            return BUSY
+            neighbor.busy += 1
+            if answer.instead and neighbor.busy % 2:  # not twice in a row: it could have us ask without end
+                neighbor.instead = self.file.index(answer.instead[0])
+            else:
+                neighbor.rest_until = time.monotonic() + busy_pause(answer.retry_ms / 1000, neighbor.busy, random)
+            return
         with self.lock:
             self.picker.withdraw(neighbor.address, 1 << index)
-            neighbor.broken += 1
-            neighbor.heard_at = float("-inf")  # what it listed is not to be relied on
+        neighbor.broken += 1
         if neighbor.broken >= MAX_BROKEN_PROMISES:
             raise BrokenPromises(f"expected chunks that it had listed, was refused {neighbor.broken} in a row: {show_name(answer.reason)[:100]}")
-        return REFUSED
 
     def arrived(self, neighbor, index, seconds):
         """A chunk is verified and on disk: count it once, offer it, and see whether it was the last [FC-12, SW-2]."""
         chunk_id = index * self.file.chunk_size
         with self.lock:
-            neighbor.broken = 0
             self.contacts.gave(neighbor.address)
             if not self.picker.arrived(index, seconds):
                 return
             self.order.append(chunk_id)
+            self.news.notify_all()
             self.received += self.file.length(index)
             complete = self.picker.complete()
         self.events("fetched", chunk=chunk_id, bytes=self.file.length(index), of=neighbor.name, seconds=round(seconds, 6))
         if complete:
             self.completed()
 
-    def widen(self, neighbor, extra):
-        """Give the neighbor its extra lane if it alone has what is wanted, and more than is under way."""
-        with self.lock:
-            if extra or neighbor.lanes > 1 or self.picker.useful() != [neighbor.address]:
-                return
-            if time.monotonic() < neighbor.one_lane_until:
-                return
-            if not self.picker.wanted(neighbor.address) & ~self.picker.asked:
-                return
-            neighbor.lanes += 1
-        self.start_lane(neighbor, extra=True)
-
-    def rest(self, neighbor, outcome):
-        """Pause before the next request to a neighbor that gave nothing [FC-7]."""
+    def rest(self, neighbor):
+        """Wait, when there is nothing to ask: for the end of a pause, or for a chunk that another neighbor did not give."""
+        now = time.monotonic()
         with self.changed:
-            seconds = pause(outcome, neighbor.idle, self.picker.beat, random)
-            if outcome == NOTHING:
-                neighbor.heard_at = float("-inf")  # what it has by then is what matters
-                self.changed.wait(seconds)         # or until another neighbor fails, and leaves its chunk to this one
+            if now < neighbor.rest_until:
+                self.changed.wait_for(self.picker.complete, neighbor.rest_until - now)
             else:
-                self.changed.wait_for(self.picker.complete, seconds)
+                self.changed.wait(self.picker.late_after() / 2)
 
-    def drop_lane(self, neighbor, failure):
-        """The lane has ended; with the last one the neighbor is forgotten, and dialled again later or never [SW-6]."""
-        banned = isinstance(failure, (WrongChunk, BrokenPromises))
+    def give_back(self, neighbor):
+        """What was asked of this neighbor and did not come can be asked for again."""
         with self.changed:
-            neighbor.lanes -= 1
+            for index, _ in neighbor.asked:
+                if index is not None:
+                    self.picker.release(neighbor.address, index)
+            neighbor.asked.clear()
+            self.changed.notify_all()
+
+    def drop(self, neighbor, failure):
+        """The neighbor is forgotten, and dialled again later or never [SW-6]."""
+        banned = isinstance(failure, (WrongChunk, BrokenPromises))
+        self.give_back(neighbor)
+        with self.lock:
             self.contacts.left(neighbor.address, time.monotonic(), failure is not None)
             if banned:
                 self.contacts.ban(neighbor.address)
-            neighbor.leaving = neighbor.leaving or failure is not None  # for its other lane
-            last = neighbor.lanes == 0
-            if last:
-                del self.neighbors[neighbor.address]
-                self.picker.forget(neighbor.address)
-            self.changed.notify_all()
+            del self.neighbors[neighbor.address]
+            self.picker.forget(neighbor.address)
         if banned:
             self.say(f"banned {neighbor.name}: {failure}")
-        if last:
-            self.events("neighbor_dropped", neighbor=neighbor.name, banned=banned, reason=str(failure or ""))
+        self.events("neighbor_dropped", neighbor=neighbor.name, banned=banned, reason=str(failure or ""))
 
     # How it ends.
 
@@ -1645,6 +1781,8 @@ class Peer:
         """Every chunk is held."""
         self.refresher.stop()
         self.dialler.stop()
+        with self.uploads.lock:
+            self.uploads.slots.sole = self.picker.all
         self.finish()
         self.events("complete", bytes=self.file.size)
         self.done.set()

@@ -59,12 +59,12 @@ MESSAGES = {
     "Join": {1: ("listening_addr", "address")},
     "ActiveProof": {1: ("listening_addr", "address"), 8: ("content_id", "sha256")},
     "AskPeerList": {},
-    "AskChunksQuery": {8: ("known", "count")},
+    "AskChunksQuery": {8: ("known", "count"), 9: ("wait_ms", "milliseconds")},
     "FetchChunk": {1: ("chunk_id", "chunk_id"), 8: ("busy_ok", "bool")},
     "Response": {1: ("ok", "Ok"), 2: ("bad", "Bad"), 3: ("peer_list", "PeerList"), 4: ("chunks_query", "ChunksQuery"), 5: ("chunk", "chunk")},
     "Ok": {},
-    "Bad": {8: ("code", "code"), 9: ("reason", "text")},
-    "PeerList": {1: ("addresses", "address"), 8: ("file", "File"), 9: ("lease_ms", "lease")},
+    "Bad": {8: ("code", "code"), 9: ("reason", "text"), 10: ("retry_ms", "milliseconds"), 11: ("instead", "chunk_ids")},
+    "PeerList": {1: ("addresses", "address"), 8: ("file", "File"), 9: ("lease_ms", "milliseconds")},
     "ChunksQuery": {1: ("chunk_ids", "chunk_ids")},
     "File": {1: ("name", "text"), 2: ("size", "bytes"), 3: ("chunk_size", "bytes"), 4: ("digests", "digests")},
 }
@@ -151,7 +151,7 @@ VALUES = {
     "chunk_ids": (2, chunk_id),  # packed: varints, one after another
     "count": (0, lambda value: f"{value:,}"),
     "bytes": (0, lambda value: counted(value, "byte")),
-    "lease": (0, lambda value: f"{value:,} ms = {value / 1000:g} s"),
+    "milliseconds": (0, lambda value: f"{value:,} ms = {value / 1000:g} s"),
     "bool": (0, lambda value: "false" if value == 0 else "true" if value == 1 else f"true, sent as {value:,}"),
     "code": (0, code),
 }

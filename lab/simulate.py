@@ -6,10 +6,10 @@
     python lab/simulate.py --without "rarest first"         a rule switched off; --rules lists them
     python lab/simulate.py --ablation                       each rule switched off in turn
 
-What decides is imported from peer.py: Picker (which chunk, when to ask for news), pause (how long to
+What decides is imported from peer.py: Picker (which chunk, when one is late), busy_pause (how long to
 rest), upload_slots and Slots (who may have one). What is simulated is what a network does: a request
-takes LATENCY, a chunk takes chunk size / upload limit, one after the other. Left out are timeouts, and a
-second connection to a neighbor that alone is of use. Time passes from event to event, in the order of
+takes LATENCY, a chunk takes chunk size / upload limit, one after the other. Left out are timeouts and
+requests ahead. Time passes from event to event, in the order of
 (time, ...), so a minute of swarm costs a second or two.
 
 A rule is switched off by a line of Python that is run with `peer` in reach. lab/ablation.py gives the
@@ -56,12 +56,12 @@ def chunk_first(self, neighbor, now, choose=peer.Picker.choose):
     self.asked |= 1 << index
     return index
 peer.Picker.choose = chunk_first""",
-    "upload slots": "peer.UPLOAD_SLOTS = peer.MAX_CONNECTIONS",
+    "upload slots": "peer.UPLOAD_SLOTS = peer.PACED_SLOTS = peer.MAX_CONNECTIONS",
     "busy": "peer.BUSY_AFTER = 3600.0",
     "unsent first": "peer.Slots.given_away = lambda self, index: 0",
     "turns": "peer.Slots.turn_away = lambda self: None",
-    "news": "peer.Picker.news_due = lambda self, neighbor, known, heard_at, now: now - heard_at > 10 * self.beat",
-    "random pauses": "peer.pause = lambda outcome, idle, beat, rng: beat",
+    "news": "peer.NEWS_SECONDS = 0.0",
+    "random pauses": "peer.RETRY_SPREAD = (1.0, 1.0)",
     "endgame": "peer.Picker.late = lambda self, neighbor, wanted, now: None",
 }
 
@@ -97,6 +97,9 @@ class Member:
         self.picker = peer.Picker(count, held, rng)
         self.complete_at = None        # seconds
         self.slots = peer.Slots()
+        self.slots.sole = held if self.picker.complete() else 0
+        self.turned_away = 0           # since the last upload ended
+        self.waiting = set()           # lanes that wait for news of this member
         self.queue = []                # (lane, index, asked at) that have a slot; the first is being sent
         self.line = []                 # (lane, index, asked at) that wait for a slot
         self.uploaded = 0              # chunks
@@ -105,12 +108,14 @@ class Member:
 class Lane:
     """The thread that asks one neighbor: what Peer.fetch_from keeps in a Neighbor."""
 
-    __slots__ = ("asker", "other", "known", "heard_at", "idle")
+    __slots__ = ("asker", "other", "known", "instead", "busy", "turn")
 
     def __init__(self, asker, other):
         self.asker, self.other = asker, other
         self.known = 0                 # the chunks that the other has listed
-        self.heard_at, self.idle = float("-inf"), 0
+        self.instead = None            # the chunk that it proposed
+        self.busy = 0                  # how often in a row it said BUSY
+        self.turn = 0                  # counts the waits, so that the end of an old one is no end of the next
 
 
 class Simulation:
@@ -160,33 +165,46 @@ class Simulation:
         return self
 
     def step(self, lane):
-        """One turn of the loop in Peer.fetch_from: hear, choose, fetch or rest."""
+        """One turn of the loop in Peer.fetch_from: hear, choose, fetch or wait for news."""
         if lane.asker.complete_at is not None:
             return
         picker, number = lane.asker.picker, lane.other.number
-        if picker.news_due(number, lane.known, lane.heard_at, self.now):
-            self.hear(lane)
-        index = picker.choose(number, self.now)
+        self.hear(lane)
+        index = None
+        if lane.instead is not None:
+            index, lane.instead = picker.choose_instead(number, lane.instead, self.now), None
         if index is None:
-            lane.heard_at = float("-inf")
-            self.rest(lane, peer.NOTHING)
+            index = picker.choose(number, self.now)
+        if index is None:
+            self.wait(lane)
         else:
             self.asked(lane, index)
 
     def hear(self, lane):
         """Chunks Query: what is new since the last one."""
-        self.counts["news"] += 1
-        lane.heard_at = self.now
-        lane.idle += 1
         news = lane.other.picker.held & ~lane.known
         if news:
+            self.counts["news"] += 1
             lane.known |= news
-            lane.idle = 0
             lane.asker.picker.add(lane.other.number, news)
 
-    def rest(self, lane, outcome):
+    def wait(self, lane):
+        """Nothing to ask for: until the other has news, or a chunk that is under way elsewhere is late."""
+        lane.turn += 1
+        if peer.NEWS_SECONDS:
+            lane.other.waiting.add(lane)
         picker = lane.asker.picker
-        self.after(LATENCY + peer.pause(outcome, lane.idle, picker.beat, picker.rng), self.step, lane)
+        self.after(picker.late_after() / 2 if picker.wanted(lane.other.number) else 1.0, self.waited, lane, lane.turn)
+
+    def waited(self, lane, turn):
+        """The wait of that turn is over, unless news ended it."""
+        if turn == lane.turn:
+            lane.turn += 1
+            lane.other.waiting.discard(lane)
+            self.step(lane)
+
+    def rest(self, lane, seconds):
+        self.after(LATENCY + peer.busy_pause(seconds, lane.busy, lane.asker.picker.rng), self.step, lane)
 
     def asked(self, lane, index):
         """Fetch Chunk arrives at the other side: a slot, or a place in the line, or BUSY."""
@@ -209,9 +227,16 @@ class Simulation:
     def turned_away(self, other, lane, index):
         """The asker is told BUSY."""
         other.slots.turn_away()
+        other.turned_away += 1
         lane.asker.picker.release(other.number, index)
         self.counts["busy"] += 1
-        self.rest(lane, peer.BUSY)
+        lane.instead = other.slots.instead(index, self.rng)
+        lane.busy += 1
+        if lane.instead is None or lane.busy % 2 == 0:
+            lane.instead = None
+            self.rest(lane, other.seconds * other.turned_away)
+        else:
+            self.after(LATENCY, self.step, lane)
 
     def begin(self, other, upload):
         """A slot is taken; the uplink sends one chunk after the other."""
@@ -227,7 +252,7 @@ class Simulation:
         if other.queue:
             self.after(other.seconds, self.sent, other)
         other.slots.release()
-        other.uploaded += 1
+        other.uploaded, other.turned_away = other.uploaded + 1, 0
         for waiting in list(other.line):
             lane, index, _ = waiting
             if other.slots.free(lane.asker.number, index, False, other.places):
@@ -238,11 +263,16 @@ class Simulation:
     def arrived(self, lane, index, since):
         """A chunk is there, verified and written."""
         asker = lane.asker
+        lane.busy = 0
         asker.picker.release(lane.other.number, index)
         if asker.complete_at is None and asker.picker.arrived(index, self.now - since):
             if asker.picker.complete():
                 asker.complete_at = self.now
+                asker.slots.sole = asker.picker.all
                 self.missing -= 1
+            for waiting in sorted(asker.waiting, key=lambda waiting: waiting.asker.number):
+                self.after(LATENCY, self.waited, waiting, waiting.turn)
+            asker.waiting.clear()
         else:
             self.counts["duplicates"] += 1
         self.step(lane)

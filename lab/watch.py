@@ -130,7 +130,16 @@ class Watch:
 
     def ask(self, link, kind, limit, make_request):
         """What answers make_request(), whose type is `kind`, in at most `limit` bytes; OSError, ProtocolError."""
-        answer = peer.parse(Response, link.ask(make_request, limit))
+        while True:
+            again = link.answers > 0  # dial anew, once, where it takes one request per connection
+            try:
+                link.send(make_request())
+                answer = peer.parse(Response, link.receive(limit))
+                break
+            except (peer.Closed, ConnectionError):
+                link.close()
+                if not again:
+                    raise
         if answer.WhichOneof("type") != kind:
             raise peer.ProtocolError(f"refused: {peer.show_name(answer.bad.reason)[:40]}" if answer.HasField("bad") else "answers something else")
         return getattr(answer, kind)
@@ -169,13 +178,12 @@ class Watch:
 
     def follow(self, row, address):
         """A thread: ask one peer for its news, again and again, until it is listed no more."""
-        def dialled():
-            row.known = 0  # what it said on an old connection may be true no more [CQ-4]
-
         def request():
+            if link.sock is None:
+                row.known = 0  # what it said on an old connection may be true no more [CQ-4]
             return Request(chunks_query=Request.ChunksQuery(known=row.known))
 
-        with peer.Link(address, ANSWER_SECONDS, dialled) as link:
+        with peer.Link(address, ANSWER_SECONDS) as link:
             while row.listed:
                 try:
                     self.heard(row, self.ask(link, "chunks_query", peer.MAX_LIST, request).chunk_ids)

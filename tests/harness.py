@@ -274,8 +274,8 @@ def peer_list():
     return Request(peer_list=Request.PeerList())
 
 
-def chunks_query(known=0):
-    return Request(chunks_query=Request.ChunksQuery(known=known))
+def chunks_query(known=0, wait_ms=0):
+    return Request(chunks_query=Request.ChunksQuery(known=known, wait_ms=wait_ms))
 
 
 def fetch_chunk(chunk_id, busy_ok=False):

@@ -1,5 +1,7 @@
 """Chunks Query: what a peer says that it holds, and how it takes what others say (SPEC.md, clauses CQ)."""
 
+import time
+
 import pytest
 
 from harness import CHUNK, ask, chunks_query, connect, eventually, receive_body, silent
@@ -52,6 +54,19 @@ def test_a_complete_peer_lists_every_chunk_and_leaves_out_those_that_the_asker_k
         assert sorted(everything) == IDS
         for known in (0, 1, 4, 5, 6, 16_384, 2**63, 2**64 - 1):
             assert ids(sock, known) == everything[known:], known
+
+
+@pytest.mark.spec("CQ-6")
+@pytest.mark.takes(1)
+def test_who_waits_for_news_that_do_not_come_is_answered_when_the_wait_is_over(start):
+    address, _ = start(complete=True)
+    eventually(lambda: len(ids(address)) == 5, what="the list of all chunks")
+    with connect(address) as sock:
+        for known, wait_ms in [(0, 2**32 - 1), (5, 2**32 - 1), (5, 300), (5, 0)]:
+            began = time.monotonic()
+            answer = ask(sock, chunks_query(known, wait_ms))
+            assert len(answer.chunks_query.chunk_ids) == 5 - known
+            assert time.monotonic() - began < 2.5
 
 
 # What a peer makes of what others say.

@@ -198,7 +198,7 @@ def test_an_asker_that_stops_reading_loses_its_slot(fake_tracker, run_patched, t
     data = some_bytes(BIG)
     (tmp_path / "out.bin").write_bytes(data)
     tracker = fake_tracker(data, chunk_size=BIG)
-    run_patched("peer", "peer.FRAME_SECONDS = 1; peer.SLOWEST_LINK = 16 * peer.MIB", [f"127.0.0.1:{tracker.port}", tmp_path / "out.bin"])
+    run_patched("peer", "peer.UPLOAD_SLOTS = 2; peer.FRAME_SECONDS = 1; peer.SLOWEST_LINK = 16 * peer.MIB", [f"127.0.0.1:{tracker.port}", tmp_path / "out.bin"])
     address = tracker.joiner()
     eventually(lambda: held_by(address) == [0], what="the peer's list of its chunk")
     stalled = {ask_and_stop_reading(address): 0 for _ in range(2)}  # -> bytes that it has read

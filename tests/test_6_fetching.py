@@ -187,6 +187,26 @@ def test_a_chunk_that_is_not_held_is_refused_and_the_connection_kept(make_file, 
         assert ask(sock, fetch_chunk(CHUNK)).chunk == split(data)[1]
 
 
+@pytest.mark.spec("CQ-6")
+def test_who_waits_for_news_is_told_of_a_chunk_when_it_has_come_and_not_when_the_wait_is_over(start, fake_peer, data):
+    """A program without the extension answers at once, with an empty list: that is allowed too."""
+    neighbor = fake_peer(data, held=[0])
+    address, _ = start(neighbor)
+    eventually(lambda: ids(address) == [0], what="chunk 0")
+    for index in range(1, 5):  # a busy machine may hold up one try or another
+        eventually(lambda: len(ids(address)) == index, what="the chunk before")
+        timer = threading.Timer(0.2, neighbor.held.append, [index])
+        timer.start()
+        began = time.monotonic()
+        answer = ask(address, chunks_query(index, wait_ms=1000))
+        took = time.monotonic() - began
+        timer.join()
+        assert list(answer.chunks_query.chunk_ids) in ([], [index * CHUNK])
+        if took < 0.8:
+            return
+    raise AssertionError(f"expected the answer when the chunk had come, after 0.2 s; got it after {took:.1f} s")
+
+
 # What it knows of the others, and who knows of it.
 
 
@@ -335,6 +355,96 @@ def test_an_asker_that_is_told_busy_pauses_at_random_and_asks_again(make_file, f
     assert max(pauses) - min(pauses) > 0.02, pauses
     within = [at for at, _, _ in neighbor.requests if times[0] <= at < times[0] + 1]
     assert times[-1] - times[0] >= 0.55 and len(within) <= 20, pauses
+
+
+@pytest.mark.spec("FC-7")
+@pytest.mark.takes(1)
+def test_an_asker_pauses_as_long_as_a_busy_neighbor_says(make_file, fake_peer, fetch):
+    _, data = make_file(CHUNK)
+    neighbor = fake_peer(data)
+
+    def answer(request, sock):
+        if neighbor.count("fetch_chunk") > 3:
+            return neighbor.on_fetch_chunk(request, sock)
+        return pb.Response(bad=pb.Response.Bad(code=pb.BUSY, reason="by the test", retry_ms=300))
+    neighbor.answers["fetch_chunk"] = answer
+    _, _, out = fetch(data, neighbor)
+    completes(out, data)
+    times = neighbor.times("fetch_chunk")
+    pauses = [after - before for before, after in zip(times, times[1:])]
+    assert min(pauses) > 0.15 and len(set(pauses)) == 3, pauses
+
+
+@pytest.mark.spec("FC-7", "FC-8")
+@pytest.mark.fault(15)
+@pytest.mark.takes(1)
+def test_a_neighbor_that_always_names_another_chunk_is_not_asked_without_end(make_file, fake_peer, fetch):
+    _, data = make_file(6 * CHUNK)
+    neighbor = fake_peer(data)
+
+    def another(request, sock):
+        if neighbor.count("fetch_chunk") > 14:
+            return neighbor.on_fetch_chunk(request, sock)
+        named = (request.chunk_id + CHUNK) % (6 * CHUNK)
+        return pb.Response(bad=pb.Response.Bad(code=pb.BUSY, reason="by the test", instead=[named, 6 * CHUNK, 1]))
+    neighbor.answers["fetch_chunk"] = another
+    _, _, out = fetch(data, neighbor)
+    completes(out, data)
+    times = neighbor.times("fetch_chunk")[:14]
+    assert times[-1] - times[0] >= 6 * 0.05, "of every two requests one comes after a pause"
+
+
+@pytest.mark.spec("FC-15", "WF-4")
+@pytest.mark.fault(49)
+@pytest.mark.takes(1)
+def test_nothing_is_asked_ahead_before_a_connection_has_given_two_answers(make_file, fake_peer, fetch):
+    _, data = make_file(40 * CHUNK)
+    neighbor, early = fake_peer(data), []
+    answered = {}  # connection -> how many answers it has given
+
+    def careful(answer):
+        def look(request, sock):
+            if answered.setdefault(sock, 0) < 2:
+                sock.settimeout(0.1)
+                try:
+                    early.append(sock.recv(1, socket.MSG_PEEK))
+                except TimeoutError:
+                    pass
+                sock.settimeout(60)
+            answered[sock] += 1
+            if answered[sock] % 7 == 0:
+                return None  # closed, whatever was asked ahead
+            return answer(request, sock)
+        return look
+    neighbor.answers = {name: careful(answer) for name, answer in neighbor.answers.items()}
+    _, _, out = fetch(data, neighbor)
+    completes(out, data)
+    assert not early, "a request came before the answer to the one before"
+    assert len(answered) > 4
+
+
+@pytest.mark.spec("FC-15", "FC-12")
+@pytest.mark.fault(47)
+@pytest.mark.parametrize("end", ["closes", "resets"])
+def test_what_was_asked_on_a_connection_that_ended_is_asked_again_and_nothing_is_lost(make_file, fake_peer, fetch, end):
+    """It ends after every fifth chunk, where the next answer should begin."""
+    _, data = make_file(16 * CHUNK)
+    neighbor, given = fake_peer(data), []
+
+    def give(request, sock):
+        if len(given) % 5 == 4 and given[-1] != "end":
+            given.append("end")
+            if end == "resets":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return None
+        given.append(request.chunk_id)
+        return neighbor.on_fetch_chunk(request, sock)
+    neighbor.answers["fetch_chunk"] = give
+    _, _, out = fetch(data, neighbor)
+    completes(out, data)
+    chunks = [chunk for chunk in given if chunk != "end"]
+    assert max(chunks.count(chunk) for chunk in chunks) <= 2 and len(chunks) <= 16 + given.count("end"), "each came once more at most"
+    assert set(chunks) == {index * CHUNK for index in range(16)} and given.count("end") >= 3
 
 
 @pytest.mark.spec("FC-8")

@@ -140,6 +140,25 @@ def test_wrong_chunks_are_thrown_away_their_neighbors_banned_and_the_chunks_fetc
     assert max(fetches for _, fetches in asked.values()) <= 2  # one is enough; a second may have been under way
 
 
+# Row 48: answers in another order.
+
+
+@pytest.mark.fault(48)
+@pytest.mark.spec("FC-15", "FC-9")
+def test_nothing_of_a_neighbor_that_answers_in_another_order_is_kept(tracker, neighbor, leecher, out):
+    """Every chunk comes with the bytes of its successor; what it was asked for goes to the honest one."""
+    chunks = split(DATA, CHUNK)
+    liar = neighbor()
+    liar.answers["fetch_chunk"] = lambda request, sock: Response(chunk=chunks[(request.chunk_id // CHUNK + 1) % len(chunks)])
+    program = leecher()
+    liar.wait_for("fetch_chunk")
+    eventually(lambda: all_closed(liar), what="the end of all connections to the liar")
+    assert not held(tracker.joiner()) and not any(out.with_name("out.bin.part").read_bytes())
+    neighbor()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+
+
 @pytest.mark.fault(10, 28)
 @pytest.mark.spec("SW-5", "FC-9")
 def test_in_the_endgame_a_wrong_answer_is_not_the_one_that_counts(neighbor, leecher, out, gate):

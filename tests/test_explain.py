@@ -81,7 +81,7 @@ def test_the_names_numbers_and_types_are_those_of_the_messages():
         assert {field.number: field.name for field in message.fields} == {number: field for number, (field, _) in explain.MESSAGES[name].items()}
         for field in message.fields:
             type_ = explain.MESSAGES[name][field.number][1]
-            packed = field.name == "chunk_ids"
+            packed = field.name in ("chunk_ids", "instead")
             assert explain.wire_type(type_) == (2 if packed else wire.get(field.type, 0)), field.full_name
             if field.type == FieldDescriptor.TYPE_MESSAGE:
                 compare(type_, field.message_type)

@@ -234,7 +234,7 @@ def seeder(fake_tracker, run_patched, out):
 @pytest.mark.fault(13)
 @pytest.mark.spec("FC-6", "FC-14")
 def test_those_who_stop_reading_lose_their_upload_slots(seeder):
-    address = seeder("peer.FRAME_SECONDS = 1")
+    address = seeder("peer.UPLOAD_SLOTS = 2; peer.FRAME_SECONDS = 1")
     with connect(address) as one, connect(address) as two:
         began = time.monotonic()
         for sock in (one, two):
@@ -295,19 +295,21 @@ def test_half_open_connections_up_to_the_limit_still_leave_room(make_file, track
 # Row 15: everyone busy.
 
 
-def test_the_only_neighbor_is_asked_over_two_connections_at_once(neighbor, leecher, out):
+@pytest.mark.spec("FC-15")
+def test_the_only_neighbor_is_asked_for_the_next_chunk_before_it_has_given_the_last(neighbor, leecher, out):
     alone = neighbor()
-    together = threading.Barrier(2)
+    ahead = threading.Event()
 
-    def from_the_second_request_on_in_pairs(request, sock):
-        if alone.count("fetch_chunk") in (2, 3):
-            together.wait(SECONDS)
+    def when_the_next_request_has_come(request, sock):
+        if alone.count("fetch_chunk") == 4:
+            assert sock.recv(1, socket.MSG_PEEK), "closed"
+            ahead.set()
         return alone.on_fetch_chunk(request, sock)
 
-    alone.answers["fetch_chunk"] = from_the_second_request_on_in_pairs
+    alone.answers["fetch_chunk"] = when_the_next_request_has_come
     leecher().ends_with(0)
     assert out.read_bytes() == DATA
-    assert not together.broken and len(alone.connections) >= 2
+    assert ahead.is_set() and len(alone.connections) == 1
 
 
 # Row 19: addresses that lead nowhere, or back.

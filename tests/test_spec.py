@@ -340,7 +340,7 @@ def test_the_table_of_constants_agrees_with_the_programs():
         "lease, unless chosen otherwise": [peer.LEASE_SECONDS],
         "peers listed by a tracker": [tracker.MAX_PEERS, tracker.MAX_PEERS_PER_IP],
         "neighbors of a peer": [peer.MAX_NEIGHBORS],
-        "upload slots of a peer": [peer.UPLOAD_SLOTS, peer.upload_slots(peer.FRAME_SECONDS / 2), peer.FRAME_SECONDS / 2],
+        "upload slots of a peer": [peer.UPLOAD_SLOTS, peer.PACED_SLOTS, peer.upload_slots(peer.FRAME_SECONDS / 2), peer.FRAME_SECONDS / 2],
     }
 
 
@@ -351,6 +351,9 @@ def test_the_table_of_constants_agrees_with_the_programs():
     ("JN-7", "more than 1,000 peers", tracker.MAX_PEERS_PER_IP),
     ("JN-7", "more than 100,000 in all", tracker.MAX_PEERS),
     ("PL-4", "to 50 neighbors", peer.MAX_NEIGHBORS),
+    ("CQ-6", "or 1 s", peer.NEWS_SECONDS),
+    ("FC-7", "about 1 s if", peer.BUSY_SECONDS[1]),
+    ("FC-15", "more than 16 MiB", peer.RECEIVE_MEMORY),
     ("FC-11", "for 10 s", peer.FRAME_SECONDS),
     ("FC-11", "every 4 KiB", peer.SLOWEST_LINK),
     ("FD-2", "262,144 bytes by default", peer.CHUNK_SIZE),
@@ -366,7 +369,7 @@ def test_the_numbers_in_the_clauses_agree_with_the_programs(clause, text, value)
 def test_the_numbers_that_the_clauses_give_in_words_are_kept_by_the_programs():
     assert "at least every third of the lease" in CLAUSES["AP-4"] and peer.PROOF_SHARE < 1 / 3
     assert "within about a second" in CLAUSES["PL-5"] and peer.REFRESH_SECONDS <= 1
-    assert "no more than 20 requests a second" in CLAUSES["FC-7"] and peer.BUSY_BEATS[0] * peer.BEAT_SECONDS[0] > 1 / 20
+    assert "no more than 20 requests a second" in CLAUSES["FC-7"] and peer.BUSY_SECONDS[0] >= 1 / 20
     assert "to three requests in a row" in CLAUSES["FC-10"] and peer.MAX_BROKEN_PROMISES == 3
 
 

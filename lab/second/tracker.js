@@ -18,26 +18,24 @@ function renew(ip, port) { // whether there was room [JN-7]
   if (!listed && (peers.size >= MAX_PEERS || sameIp() >= MAX_PEERS_PER_IP)) return false;
   return peers.set(address, { ip, port, end: now() + lease, field: bytes(1, address) });
 }
-function peerList({ remoteAddress, localAddress }, ...more) { // as this asker can reach them [JN-6]
+function onPeerList(request, { socket: { remoteAddress, localAddress } }, ...more) { // as it can reach them [JN-6]
   sweep();
   const far = !p2p.isLoopback(plainIp(remoteAddress)), here = plainIp(localAddress);
   const seen = ({ ip, port, field }) => far && p2p.isLoopback(ip) ? bytes(1, joinAddress(here, port)) : field;
   return bytes(p2p.PEER_LIST, ...[...peers.values()].map(seen), ...more);
 }
-function enlist(request, socket, answer) { // `answer`, or a refusal
+function enlist(request, { socket }, answer) { // `answer`, or a refusal
   const to = p2p.parseAddress(`${bytesOf(request, 1)}`), id = bytesOf(request, 8);
   if (!to) return refusal(p2p.BAD_ADDRESS, 'expected ip:port or [ip]:port with a port from 1 to 65535'); // [JN-4]
   if (id.length && !id.equals(file.id)) return refusal(p2p.OTHER_FILE, 'expected another content id'); // [AP-6]
   const room = renew(plainIp(socket.remoteAddress), to.port); // the announced IP does not count [JN-3]
   return room ? answer() : refusal(p2p.FULL, 'expected room for another peer, there is none');
 }
-function onJoin(request, { socket }) { // [JN-1, JN-2]
+function onJoin(request, connection) { // [JN-1, JN-2]
   const described = [bytes(1, name), number(2, file.size), number(3, file.chunkSize), bytes(4, file.digests)];
-  return enlist(request, socket, () => peerList(socket, bytes(8, ...described), number(9, lease)));
+  return enlist(request, connection, () => onPeerList(request, connection, bytes(8, ...described), number(9, lease)));
 }
-const onActiveProof = (request, { socket }) => enlist(request, socket, () => bytes(p2p.OK));
-const onPeerList = (request, { socket }) => peerList(socket);
-
+const onActiveProof = (request, connection) => enlist(request, connection, () => bytes(p2p.OK));
 async function describe(fd, size, chunkSize) {
   while (size / chunkSize > p2p.MAX_CHUNKS) chunkSize *= 2; // [FD-2]
   const digests = [], chunk = Buffer.alloc(chunkSize);
