@@ -20,9 +20,10 @@ Reading order, which is the order of this file:
     main        arguments, progress, exit codes
 
 Threads. One accepts connections, and each connection that is accepted has one (Server). Each
-neighbor that this peer asks has one (Peer.fetch_from). Three timers send proofs, ask for the peer list and dial neighbors. A file is hashed
-by one a core (hash_chunks), and while a Join is waited for it has its own (in_a_thread). The main thread
-shows progress and sees signals.
+neighbor that this peer asks has one (Peer.fetch_from); what they receive is verified and written by
+one per core, four at most (Peer.verify_arrivals). Three timers send proofs, ask for the peer list and
+dial neighbors. Hashing uses one thread per core, four at most (hash_chunks). Join runs in its own
+thread, so that a signal can interrupt it (in_a_thread). The main thread shows progress and sees signals.
 
                   Join, Active Proof, Peer List
         +---------+   (timers)          +-------------+

@@ -470,7 +470,7 @@ def test_a_neighbor_that_refuses_two_in_a_row_and_then_gives_one_is_kept(make_fi
     neighbor.answers["fetch_chunk"] = lambda request, sock: neighbor.on_fetch_chunk(request, sock) if neighbor.count("fetch_chunk") % 3 == 0 else bad(pb.NOT_HELD)
     _, address, _ = fetch(data, neighbor, chunk_size=1000)
     neighbor.wait_for("fetch_chunk", 9)
-    eventually(lambda: len(ids(address)) == 3, what="the three chunks that it gave")
+    eventually(lambda: len(ids(address)) >= 3, what="the three chunks that it gave")  # more where what was refused is asked for again
 
 
 def stall_in_the_middle(request, sock):
