@@ -155,8 +155,9 @@ def test_another_peer_py_is_run_and_what_it_says_when_it_ends_is_shown(tmp_path)
 
 
 def children_of(pid):
+    """{pid: command} of the programs that it has started; not of a process that is still a copy of itself."""
     shown = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return {int(line.split()[0]): line for line in shown.splitlines() if ".py" in line}
+    return {int(line.split()[0]): line for line in shown.splitlines() if "tracker.py" in line or "peer.py" in line}
 
 
 def has_not_ended(pid):
