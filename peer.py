@@ -101,19 +101,19 @@ MAX_NEIGHBORS = 50               # asked at a time: as many threads, and more wo
 MAX_CONTACTS = 1_000             # addresses remembered: a list may be as long as it likes [PL-4]
 REDIAL_SECONDS = (0.5, 60.0)     # pause after the first failure; it doubles up to the second [SW-6]
 MAX_BROKEN_PROMISES = 3          # listed chunks refused in a row; one wrong byte is enough [FC-9, FC-10]
-BUSY_SECONDS = (0.05, 1.0)       # pause when told BUSY: at least, if the neighbor does not say how long; at most, if it does [FC-7]
-BUSY_PATIENCE = 25               # times in a row that it is believed, ever less, when it says less than that
-RETRY_SPREAD = (0.7, 1.3)        # of a pause, at random between these shares, lest all come back at once
-LATE_SECONDS = (0.2, 2.0)        # twice what an exchange takes of late, within these bounds: then endgame asks another [SW-5]
-NEWS_SECONDS = 1.0               # an asker waits so long for news, and a peer lets one wait no longer [CQ-6]
-NEWS_PAUSE = 0.25                # before a neighbor is asked again that had no news and did not wait for any
-VERIFIERS = 4                    # threads that verify and write what has come, at most; else one a core
+BUSY_SECONDS = (0.05, 1.0)       # pause after BUSY: at least, if no time was told; at most, if one was [FC-7]
+BUSY_PATIENCE = 25               # after this many BUSY in a row the least holds whatever time was told
+RETRY_SPREAD = (0.7, 1.3)        # a pause is multiplied by a random factor from here: no marching in step
+LATE_SECONDS = (0.2, 2.0)        # a chunk is late after twice a usual exchange, within these bounds [SW-5]
+NEWS_SECONDS = 1.0               # the longest wait for news, asked for or granted [CQ-6]
+NEWS_PAUSE = 0.25                # before asking again a neighbor that cannot wait and had no news
+VERIFIERS = 4                    # threads that verify and write, at most; otherwise one per core
 
-UPLOAD_SLOTS = 6                 # chunks on their way out: on a real link a few connections alone do not fill the uplink
-PACED_SLOTS = 2                  # the same under an upload limit, where one is sent and one waits, so that there is no gap
-BUSY_AFTER = 0.005               # a slot that comes free within this is waited for before BUSY is said
-SEND_SLICE = 64 * KIB            # sent at a time: as much as a reader who sips may spin out beyond its deadline
-UNSENT_BYTES = 32 * KIB          # of a chunk, at most, in the socket's buffer: a slot is free when its chunk has left
+UPLOAD_SLOTS = 6                 # chunks on their way out: a few connections alone do not fill a real uplink
+PACED_SLOTS = 2                  # under an upload limit: one is sent and one waits, so that there is no gap
+BUSY_AFTER = 0.005               # wait this long for a slot before saying BUSY
+SEND_SLICE = 64 * KIB            # sent at a time: a sipping reader can exceed its deadline by one slice
+UNSENT_BYTES = 32 * KIB          # of a chunk in the socket's buffer: a slot is free once its chunk has left
 PACE_BURST = 0.05                # seconds of upload that may be made up for when a sender was late [CL-14]
 RECEIVE_MEMORY = 16 * MIB        # for chunks on their way in, all together,
 FEWEST_BUFFERS = 4               # but for so many at least, however large: who waits for memory makes its sender hang up
@@ -896,7 +896,7 @@ class Output:
 
     def discard_part(self):
         """Leave no empty OUT.part behind."""
-        fd = self.fd_part  # looked at once: a lane that has just renamed the file makes it None
+        fd = self.fd_part  # looked at once: a thread that has just renamed the file makes it None
         if fd is not None and os.fstat(fd).st_size == 0:
             os.unlink(self.part)
 
@@ -950,7 +950,10 @@ def busy_pause(retry_seconds, times, rng):
 
 
 def requests_ahead(rate, round_trip, chunk_size):
-    """How many requests more than one keep a link busy that delivers `rate` bytes a second: twice what a round trip holds, so that it can grow [FC-15]."""
+    """How many requests beyond the first keep a link of `rate` bytes a second busy [FC-15].
+
+    Twice what a round trip holds, so that a rate that was measured too low can grow.
+    """
     return int(2 * rate * round_trip / chunk_size)
 
 
@@ -1073,7 +1076,7 @@ class Picker:
         return since
 
     def claim(self, index):
-        """The chunk has come: whether to write it, which another lane may have done, or be at [FC-12]."""
+        """The chunk has come: whether to write it, which another thread may have done, or be doing [FC-12]."""
         first = not self.claimed >> index & 1
         self.claimed |= 1 << index
         return first
@@ -1309,7 +1312,7 @@ class Neighbor:
         # written by a thread that verifies, once:
         self.failure = None               # the WrongChunk that it sent
         # guarded by Peer.lock:
-        self.leaving = False              # to make room for another
+        self.leaving = False              # to make room for another, or because it is banned
 
     def chunks_asked(self):
         """How many requests for chunks have no answer yet."""
@@ -1593,13 +1596,18 @@ class Peer:
 
         A connection that was not kept after an answer would lose what was asked ahead.
         """
-        if link.answers < 2 or neighbor.busy or neighbor.broken or len(self.picker.under_way) * self.file.chunk_size >= RECEIVE_MEMORY:
+        if link.answers < 2 or neighbor.busy or neighbor.broken:
+            return 1
+        if len(self.picker.under_way) * self.file.chunk_size >= RECEIVE_MEMORY:
             return 1
         alone = self.picker.useful() == [neighbor.address]  # then the next one is there while this one is verified
         return 1 + alone + requests_ahead(neighbor.rate, link.round_trip, self.file.chunk_size)
 
     def ask_for_news(self, neighbor, link):
-        """Ask what the neighbor has: at once on a new connection, now and then beside chunks, else when it has news [CQ-3, CQ-4, CQ-6]."""
+        """Ask what the neighbor has: at once on a new connection, then now and then beside chunks.
+
+        With no chunk under way the neighbor may keep the answer until it has news [CQ-3, CQ-4, CQ-6].
+        """
         now = time.monotonic()
         chunks = neighbor.chunks_asked()
         if len(neighbor.asked) > chunks or chunks and link.answers < 2:
@@ -1695,6 +1703,7 @@ class Peer:
             self.keep(neighbor, index, chunk, began)
         except WrongChunk as lie:
             neighbor.failure = lie
+            self.ban(neighbor, lie)  # here, for its thread may have ended, or another have dialled it anew
             neighbor.link.hang_up()
         except Fatal as fatal:
             self.fail(fatal)
@@ -1764,17 +1773,26 @@ class Peer:
 
     def drop(self, neighbor, failure):
         """The neighbor is forgotten, and dialled again later or never [SW-6]."""
-        banned = isinstance(failure, (WrongChunk, BrokenPromises))
+        if isinstance(failure, BrokenPromises):
+            self.ban(neighbor, failure)
         self.give_back(neighbor)
         with self.lock:
             self.contacts.left(neighbor.address, time.monotonic(), failure is not None)
-            if banned:
-                self.contacts.ban(neighbor.address)
+            banned = self.contacts.banned(neighbor.address)
             del self.neighbors[neighbor.address]
             self.picker.forget(neighbor.address)
-        if banned:
-            self.say(f"banned {neighbor.name}: {failure}")
         self.events("neighbor_dropped", neighbor=neighbor.name, banned=banned, reason=str(failure or ""))
+
+    def ban(self, neighbor, failure):
+        """Never ask this address again [FC-9, FC-10]."""
+        with self.changed:
+            again = self.contacts.banned(neighbor.address)
+            self.contacts.ban(neighbor.address)
+            if neighbor.address in self.neighbors:
+                self.neighbors[neighbor.address].leaving = True
+            self.changed.notify_all()
+        if not again:
+            self.say(f"banned {neighbor.name}: {failure}")
 
     # How it ends.
 

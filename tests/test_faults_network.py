@@ -63,6 +63,30 @@ def test_a_wrong_chunk_is_not_written_not_offered_and_its_sender_never_asked_aga
     assert len(liar.connections) == 1 and liar.count("fetch_chunk") == 1
 
 
+@pytest.mark.fault(10)
+@pytest.mark.spec("FC-9")
+def test_a_liar_that_ends_the_connection_before_its_chunk_was_verified_is_banned_too(tracker, neighbor, leecher, out, gate):
+    """On each connection it sends an honest chunk, then a wrong one and what is no frame; verifying takes 0.3 s here."""
+    liar, honest = neighbor(), neighbor()
+    trusted = set()
+
+    def lie(request, sock):
+        if sock not in trusted:
+            trusted.add(sock)
+            return liar.on_fetch_chunk(request, sock)
+        sock.sendall(framed(Response(chunk=bytes(CHUNK))) + b"\xff" * 8)
+    liar.answers["fetch_chunk"] = lie
+    honest.answers["fetch_chunk"] = after(gate, honest.on_fetch_chunk)
+    program = leecher(QUICK + "keep = peer.Peer.keep; peer.Peer.keep = lambda *chunk: time.sleep(0.3) or keep(*chunk)")
+    program.wait_for("banned " + liar.address)
+    asked = len(liar.connections)  # a second one may have begun before the verdict
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 4)
+    gate.set()
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+    assert len(liar.connections) == asked <= 2, "its first lie is enough"
+
+
 # Row 11: promises that are not kept.
 
 
