@@ -3,6 +3,8 @@
 
     make ablation                        16 leechers, every rule, three runs each: about 12 minutes; QUICK=1: one run of 8 leechers, about 2
     python lab/ablation.py --rule busy   one rule and none
+    python lab/ablation.py --links up=20M,down=100M,delay=10ms --quick
+                                         on links (lab/links.py) instead of under a limit; over the bound instead of the floor
 
 A rule is taken out of peer.py by the very lines that take it out of the simulator (RULES in
 lab/simulate.py): the peers that are started are peer.py with such a line run first. Swarms, limits and the moment from
@@ -20,12 +22,13 @@ import time
 
 import distribution  # beside this file; it makes peer.py importable
 import ending
+import links
 import peer
 import simulate
 
 LEECHERS, CHUNKS, TAU = 16, 80, 0.2        # 84 τ are 17 s; at that rate the processors are less than half busy
 QUICK_LEECHERS, QUICK_CHUNKS, QUICK_TAU = 8, 60, 0.12
-CHUNK_SIZE = 32 * peer.KIB
+CHUNK_SIZE = 32 * peer.KIB                 # on links it is the usual one
 RUNS = 3                                   # real ones of each rule; the median counts
 SIMULATED_RUNS = 15                        # these cost little
 
@@ -41,22 +44,39 @@ def program_without(rule, folder):
 
 def real_runs(rule, args):
     """As many real swarms as were asked for: distribution.Result."""
-    setup = {"n": args.leechers, "chunks": args.chunks, "chunk_size": CHUNK_SIZE, "limit": CHUNK_SIZE / args.tau}
+    setup = {"n": args.leechers, "chunks": args.chunks, "chunk_size": args.chunk_size, "limit": args.chunk_size / args.tau}
+    if args.links:
+        setup["links"] = args.links
     with tempfile.TemporaryDirectory(prefix="ablation-") as folder:
         program = program_without(rule, folder) if rule else distribution.PEER
         return [distribution.attempt(setup, program=program) for _ in range(args.runs)]
 
 
+def simulated_runs(rule, args):
+    without = [rule] if rule else []
+    if args.links:
+        return [simulate.simulate_on_links(args.leechers, args.chunks, links.parse_links(args.links), args.chunk_size, seed, without)
+                for seed in range(args.simulated)]
+    return [simulate.simulate(args.leechers, args.chunks, args.tau, seed=seed, without=without) for seed in range(args.simulated)]
+
+
+def least(args):
+    """Seconds that every run is held against: the floor, or on links the bound."""
+    if args.links:
+        return links.bound(links.parse_links(args.links), args.leechers, args.chunks * args.chunk_size)
+    return simulate.floor(args.leechers, args.chunks, args.tau)
+
+
 def compare(rule, args):
     """What was measured and simulated without this rule, as a dict for the JSON file; None stands for all rules in place."""
     runs = real_runs(rule, args)
-    simulated = [simulate.simulate(args.leechers, args.chunks, args.tau, seed=seed, without=[rule] if rule else []) for seed in range(args.simulated)]
-    floor = simulate.floor(args.leechers, args.chunks, args.tau)
-    size = args.chunks * CHUNK_SIZE
+    simulated, floor = simulated_runs(rule, args), least(args)
+    size = args.chunks * args.chunk_size
     return {"rule": rule, "leechers": args.leechers, "chunks": args.chunks, "tau_s": args.tau, "floor_s": floor,
             "real_makespans_s": [round(run.makespan, 3) for run in runs],
             "real_over_floor": statistics.median(run.makespan for run in runs) / floor,
             "real_seeder_files": statistics.median(run.seeder_bytes / size for run in runs),
+            "links": args.links, "on_links": distribution.of_the_wire(runs),
             "cpu": max((run.cpu for run in runs if run.cpu is not None), default=None),
             "simulated_makespans_s": [round(run["makespan"], 3) for run in simulated],
             "simulated_over_floor": statistics.median(run["ratio"] for run in simulated),
@@ -70,7 +90,8 @@ def line(found):
     real, simulated = found["real_over_floor"], found["simulated_over_floor"]
     return (f"{found['rule'] or 'none':<16} {statistics.median(found['real_makespans_s']):>6.1f} s {real:>10.3f} {found['real_seeder_files']:>7.2f}"
             f"   {simulated:>9.3f} {found['simulated_seeder_files']:>7.2f}   {100 * (real / simulated - 1):>+6.1f} %"
-            f"   {distribution.percent(found['cpu'])}")
+            f"   {distribution.percent(found['cpu'])}"
+            + found["on_links"])
 
 
 def parse_arguments(argv=None):
@@ -81,11 +102,16 @@ def parse_arguments(argv=None):
     parser.add_argument("--chunks", type=simulate.whole_number(1, 10_000), metavar="M", help=f"(default: {CHUNKS}, quick {QUICK_CHUNKS})")
     parser.add_argument("--tau", type=simulate.share, metavar="S",
                         help=f"seconds that a chunk takes at the upload limit (default: {TAU:g}, quick {QUICK_TAU:g})")
+    parser.add_argument("--links", type=distribution.links_with_rate, metavar="SPEC", help="on such links instead of --tau, as in lab/links.py")
     parser.add_argument("--runs", type=simulate.whole_number(1, 100), metavar="K", help=f"real runs of each (default: {RUNS}, quick 1)")
     parser.add_argument("--simulated", type=simulate.whole_number(1, 1000), default=SIMULATED_RUNS, metavar="K",
                         help="simulated runs of each (default: %(default)s)")
     parser.add_argument("--out", default="ablation.json", metavar="FILE", help="(default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.links and args.tau:
+        parser.error("expected one of --links and --tau")
+    args.chunk_size = peer.CHUNK_SIZE if args.links else CHUNK_SIZE
+    args.tau = args.chunk_size / links.parse_links(args.links).usual.up if args.links else args.tau
     n, chunks, tau, runs = (QUICK_LEECHERS, QUICK_CHUNKS, QUICK_TAU, 1) if args.quick else (LEECHERS, CHUNKS, TAU, RUNS)
     args.leechers, args.chunks, args.tau, args.runs = args.leechers or n, args.chunks or chunks, args.tau or tau, args.runs or runs
     return args
@@ -94,9 +120,9 @@ def parse_arguments(argv=None):
 def ablation(args):
     began, found = time.monotonic(), []
     open(args.out, "a").close()  # now, for who cannot write there wants to know it before the measurement
-    print(f"{args.leechers} leechers, {args.chunks} chunks of {args.tau:g} s, floor {simulate.floor(args.leechers, args.chunks, args.tau):.1f} s, "
+    print(f"{args.leechers} leechers, {args.chunks} chunks of {args.tau:.3g} s, {'bound' if args.links else 'floor'} {least(args):.1f} s, "
           f"medians of {args.runs} real and {args.simulated} simulated runs\n{HEAD}", flush=True)
-    for rule in [None, *(args.rule or simulate.RULES)]:
+    for rule in [None, *(args.rule or simulate.rules(args.links))]:
         found.append(compare(rule, args))
         with open(args.out, "w") as file:  # all of it, each time: an interruption waits until it is written, and costs one rule
             json.dump(found, file, indent=1)

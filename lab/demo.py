@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A swarm on one machine: a tracker, a seeder and six peers, and at the end the same file six times more.
 
-    make demo        or: python lab/demo.py
+    make demo        or: .venv/bin/python lab/demo.py
 
 Everything is what a user would start, as processes; what the bars show is read from the peers'
 --events files. Uploads are limited, or it would be over before there is anything to see.
@@ -27,7 +27,7 @@ PEERS = 6                  # leechers, beside the seeder
 UPLOAD_LIMIT = 3 << 20     # bytes per second for each peer: the swarm needs some 5 s
 GIVE_UP_SECONDS = 60       # it takes a tenth of that
 SHOW_SECONDS = 0.1         # between two looks at the events
-BAR = 40                   # characters
+BAR = 40                   # characters, where the terminal has room for them
 
 
 def start(arguments, **options):
@@ -80,22 +80,35 @@ class Progress:
                 self.neighbors.add(event["of"])
             self.complete |= event["event"] == "complete"
 
-    def line(self):
-        done = self.fetched * BAR // SIZE
+    def line(self, width):
+        """What is shown of it, in at most so many characters: the bar gives way to the words."""
         state = "complete" if self.complete else f"{100 * self.fetched / SIZE:5.1f} %  "
-        return f"{self.name}  [{'#' * done}{'.' * (BAR - done)}] {state}  {len(self.neighbors)} sources"
+        words = f" {state}  {len(self.neighbors)} source{'s' * (len(self.neighbors) != 1)}"
+        bar = max(0, min(BAR, width - len(self.name) - len(words) - 4))
+        done = self.fetched * bar // SIZE
+        return f"{self.name}  [{'#' * done}{'.' * (bar - done)}]{words}"[:width]
 
 
 def on_terminal():
-    return sys.stdout is not None and sys.stdout.isatty()
+    """Whether stdout is a terminal that can go back to the lines of the last time."""
+    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def width_of_terminal():
+    """Columns, as they are now."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    except (OSError, AttributeError, ValueError):
+        return 80
 
 
 def show(all_progress, again):
     """One line for each peer; on a terminal over the lines of the last time."""
     if again and on_terminal():
         print(f"\x1b[{len(all_progress)}A", end="")
+    width = width_of_terminal()
     for progress in all_progress:
-        print(progress.line() + ("\x1b[K" if on_terminal() else ""))
+        print(("\x1b[K" if on_terminal() else "") + progress.line(width))
     print(end="" if on_terminal() else "\n", flush=True)
 
 

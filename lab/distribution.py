@@ -5,13 +5,17 @@
     python lab/distribution.py --seeder 10          the seeder's link ten times a leecher's, as in the textbook
     python lab/distribution.py --point 8 160        one swarm, N = 8 and M = 160 chunks: seconds, and over the floor
     python lab/distribution.py --point 16 160 --slow 0.05 --runs 5 --peer OTHER/peer.py
+    python lab/distribution.py --point 8 64 --chunk-size 256K --links up=20M,down=100M,delay=10ms
 
 The figure writes distribution.svg, .csv and .json (every run) and prints a table. Exit code 0: measured;
-1: a run failed; 2: wrong arguments; 130, 143: interrupted. Nothing but these files is left behind.
+1: a run failed; 2: wrong arguments; 130, 143: interrupted; with --links also 3 and 4, as of lab/links.py.
+Nothing but these files is left behind.
 
 What runs: tracker.py and one peer.py for each machine, as they are, as processes on loopback with
 --upload-limit. A *client* is a peer that nobody can reach, as behind a home router: it listens on one
 loopback address and is listed under another, so it downloads with the same program and uploads nothing.
+With --links each of them is in a host of its own (lab/links.py), tracker and seeder in host 1, and nobody has an
+--upload-limit: the links are the limit. The bounds have a round trip more, and d_min is that of the links.
 
 What is measured: the makespan, in seconds, from the moment at which the seeder begins until the last
 leecher has its last chunk verified and on disk. At that moment every leecher has joined, knows all
@@ -55,6 +59,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "lab")]
 
 import ending  # noqa: E402  (after the path)
+import links  # noqa: E402
 import peer  # noqa: E402
 import simulate  # noqa: E402
 import svg  # noqa: E402
@@ -84,8 +89,8 @@ HIDDEN_HOSTS = "127.0.0.2", "::1"  # where a client listens, and is not looked f
 class Failure(ending.Failure):
     """A run did not work; the one line says why."""
 
-    def __init__(self, line):
-        super().__init__(line, 1)
+    def __init__(self, line, code=1):
+        super().__init__(line, code)
 
 
 # Bounds. Sizes in bytes, rates in bytes per second, all results in seconds.
@@ -138,7 +143,7 @@ def end_with_us():
 class Process:
     """A tracker or a peer with its --events file, which is read as it grows."""
 
-    def __init__(self, name, folder, command):
+    def __init__(self, name, folder, command, enter=end_with_us):
         self.name = name
         self.path = os.path.join(folder, name + ".events")
         open(self.path, "w").close()
@@ -150,7 +155,7 @@ class Process:
         self.neighbors = set()
         command = [sys.executable, *command, "--quiet", "--events", self.path]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors,
-                                        start_new_session=True, preexec_fn=end_with_us)  # a session, or Ctrl-C would reach it too
+                                        start_new_session=True, preexec_fn=enter)  # a session, or Ctrl-C would reach it too
 
     def read(self):
         """Take in what was written since the last time; Failure if the process has ended."""
@@ -175,8 +180,9 @@ class Process:
     def signal(self, number):
         self.process.send_signal(number)
 
-    def bytes_sent(self):
-        return sum(event["bytes"] for event in map(json.loads, self.transfers) if event["event"] == "sent")
+    def bytes_of(self, what):
+        """The bytes of all chunks that it has noted as `sent`, or as `fetched`."""
+        return sum(event["bytes"] for event in map(json.loads, self.transfers) if event["event"] == what)
 
     def cpu_seconds(self):
         """Processor time that it has used so far; 0 where that cannot be told."""
@@ -208,14 +214,15 @@ def hidden_host():
 class Swarm:
     """A tracker, a seeder and leechers in a folder of their own; all of it is gone after `with`."""
 
-    def __init__(self, folder, size, chunk_size, program):
+    def __init__(self, folder, size, chunk_size, program, made=None):
         self.folder, self.program = folder, program
+        self.links = made  # links.Links, or None: everybody is on loopback
         self.original = os.path.join(folder, "original.bin")
         self.processes, self.leechers = [], []
         with open(self.original, "wb") as file:
             file.write(random.Random(size).randbytes(size))
         shutil.copyfile(self.original, self.out("seeder"))  # its OUT is complete: a seeder
-        self.tracker = self.start("tracker", [TRACKER, self.original, "--host", "127.0.0.1", "--port", "0", "--no-seed",
+        self.tracker = self.start("tracker", [TRACKER, self.original, "--host", self.address(1), "--port", "0", "--no-seed",
                                               "--chunk-size", str(chunk_size), "--expire", str(LEASE)])
 
     def __enter__(self):
@@ -230,14 +237,19 @@ class Swarm:
     def out(self, name):
         return os.path.join(self.folder, name + ".bin")
 
-    def start(self, name, command):
-        process = Process(name, self.folder, command)
+    def address(self, number):
+        """Where the programs of host `number` listen: 1 is the seeder's, leechers have the next ones."""
+        return links.address(number) if self.links else "127.0.0.1"
+
+    def start(self, name, command, number=1):
+        process = Process(name, self.folder, command, self.links.enter(number) if self.links else end_with_us)
         self.processes.append(process)
         return process
 
-    def start_peer(self, name, limit, host="127.0.0.1"):
-        port = self.tracker.happened["start"]["port"]
-        return self.start(name, [self.program, f"127.0.0.1:{port}", self.out(name), "--host", host, "--upload-limit", str(max(1, round(limit)))])
+    def start_peer(self, name, limit, number=1, host=None):
+        tracker = f"{self.address(1)}:{self.tracker.happened['start']['port']}"
+        limited = [] if self.links else ["--upload-limit", str(max(1, round(limit)))]
+        return self.start(name, [self.program, tracker, self.out(name), "--host", host or self.address(number), *limited], number)
 
     def start_seeder(self, limit):
         eventually(lambda: self.tracker.has("start"), START_SECONDS, "a tracker that listens")
@@ -246,7 +258,7 @@ class Swarm:
 
     def start_leechers(self, limits, host, join):
         """Start one for each limit, all at once; call join(leecher) when one has joined and dialled its first neighbor."""
-        self.leechers = [self.start_peer(f"peer {number}", limit, host) for number, limit in enumerate(limits, 1)]
+        self.leechers = [self.start_peer(f"peer {number}", limit, number + 1, host) for number, limit in enumerate(limits, 1)]
         absent = list(self.leechers)
 
         def all_joined():
@@ -290,6 +302,13 @@ class Swarm:
     def complete(self):
         return all([leecher.has("complete") for leecher in self.leechers])  # all are read, also after one that is not
 
+    def all_noted(self):
+        """Whether all that came is noted by its senders too: they do so a moment after the last byte, perhaps after the end."""
+        for process in self.processes:
+            process.read()
+        sent = sum(process.bytes_of("sent") for process in self.processes)
+        return sent >= sum(leecher.bytes_of("fetched") for leecher in self.leechers)
+
     def check(self):
         """Every file is the original."""
         paths = [self.original, *(self.out(leecher.name) for leecher in self.leechers)]
@@ -310,6 +329,8 @@ class Result(NamedTuple):
     peer_bytes: list     # sent by each leecher
     cpu: float           # share of all processors that was busy meanwhile, with whatever else; None where it cannot be told
     own: float = 0.0     # the swarm's own part of that
+    wire: float = None   # share of a core that the wire took; None without --links, like the next one
+    queue: float = None  # seconds that what the seeder sent waited in the queue of its uplink, on average
 
 
 def cpu_times():
@@ -336,30 +357,61 @@ def keep_events(swarm, events):
             shutil.copy(process.path, events)
 
 
-def run_swarm(n, chunks, chunk_size, limit, *, seeder=1.0, slow=None, client_server=False, staggered=False, program=PEER, events=None):
+def the_links(setup):
+    """The links.Spec of a configuration, with its --slow and --seeder; None on loopback."""
+    if not setup.get("links"):
+        return None
+    spec = links.parse_links(setup["links"])
+    if setup.get("slow"):
+        spec = spec.with_host(setup["n"] + 1, up=spec.of(setup["n"] + 1).up * setup["slow"])
+    if setup.get("seeder", 1) != 1:
+        spec = spec.with_host(1, up=spec.of(1).up * setup["seeder"])
+    return spec
+
+
+def run_swarm(n, chunks, chunk_size, limit, *, program=PEER, events=None, **how):
     """Distribute a file of `chunks` chunks to `n` leechers, once: Result, or Failure.
 
     Everyone uploads at `limit` bytes per second; the seeder at `seeder` times that, and with `slow` the last
-    leecher at that share of it. `client_server`: nobody can reach the leechers. `program` is the peer.py that is
-    run, `events` a folder in which the events of all are left.
+    leecher at that share of it. `client_server`: nobody can reach the leechers. `links`: on such links, not on loopback.
+    `program` is the peer.py that is run, `events` a folder in which the events of all are left.
     """
+    spec = the_links({"n": n, **how})
+    how.pop("links", None)
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(links.Links(spec, n + 1)) if spec else None
+        return run_once(made, n, chunks, chunk_size, limit, program=program, events=events, **how)
+
+
+def run_once(made, n, chunks, chunk_size, limit, *, seeder=1.0, slow=None, client_server=False, staggered=False, program=PEER, events=None):
+    """What run_swarm says, on links that are made, or on loopback with None."""
     limits = [limit] * (n - 1) + [limit * (slow or 1)]
-    host = hidden_host() if client_server else "127.0.0.1"
+    host = hidden_host() if client_server else None
     size = chunks * chunk_size
     worst = client_server_bound(n, size, seeder * limit)
-    with tempfile.TemporaryDirectory(prefix="distribution-") as folder, Swarm(folder, size, chunk_size, program) as swarm:
+    with tempfile.TemporaryDirectory(prefix="distribution-") as folder, Swarm(folder, size, chunk_size, program, made) as swarm:
         swarm.start_seeder(seeder * limit)
         began = (swarm.begin_staggered if staggered else swarm.begin_together)(limits, host)
         before, own, since = cpu_times(), swarm.cpu_seconds(), time.monotonic()
+        if made:
+            made.begin()
         eventually(swarm.complete, START_SECONDS + PATIENCE * worst, "every leecher to be complete", WATCH_SECONDS)
         cpu = cpu_share(before, cpu_times())
         own = (swarm.cpu_seconds() - own) / (time.monotonic() - since) / (os.cpu_count() or 1)
-        for process in swarm.processes:
-            process.read()
+        wire, queue = report_of(made)
+        eventually(swarm.all_noted, START_SECONDS, "every chunk to be noted by its sender", WATCH_SECONDS)
         swarm.check()
         keep_events(swarm, events)
         times = [leecher.happened["complete"]["t"] - began for leecher in swarm.leechers]
-        return Result(max(times), times, swarm.seeder.bytes_sent(), [leecher.bytes_sent() for leecher in swarm.leechers], cpu, own)
+        return Result(max(times), times, swarm.seeder.bytes_of("sent"), [leecher.bytes_of("sent") for leecher in swarm.leechers], cpu, own, wire, queue)
+
+
+def report_of(made):
+    """The wire's share of a core and the seeder's queue, None without a wire; Failure if it was the bottleneck."""
+    report = made and made.report()
+    if report and report.refusal():
+        raise Failure(report.refusal(), links.EXIT_SLOW)
+    return (report.cpu, report.queue[1]) if report else (None, None)
 
 
 # Several runs.
@@ -395,10 +447,22 @@ def bounds(setup):
     """(bound, floor) of a configuration in seconds. With a slow peer both are those of the others."""
     n, size, limit = setup["n"] - bool(setup["slow"]), setup["chunks"] * setup["chunk_size"], setup["limit"]
     seeder = setup["seeder"] * limit
+    if setup.get("links"):
+        return bounds_on_links(setup, n, size)
     if setup["client_server"]:
         return client_server_bound(n, size, seeder), None
     floor = simulate.floor(n, setup["chunks"], setup["chunk_size"] / limit) if setup["seeder"] == 1 else None
     return p2p_bound(size, seeder, [limit] * n), floor
+
+
+def bounds_on_links(setup, n, size):
+    """As bounds(), with the download rate and the round trip of the links; no floor where uplinks differ."""
+    spec = the_links(setup)
+    rtt = 2 * spec.usual.delay
+    floor = simulate.floor(n, setup["chunks"], setup["chunk_size"] / setup["limit"]) + rtt
+    if setup["client_server"]:
+        return client_server_bound(n, size, spec.of(1).up, spec.usual.down) + rtt, None
+    return links.bound(spec, n, size), None if setup["seeder"] != 1 or spec.others.keys() - {n + 2} else floor
 
 
 def percent(share):
@@ -411,7 +475,16 @@ def describe_run(run, setup, number, runs):
     mode = "client–server" if setup["client_server"] else "peer to peer "
     held = f"{makespan / floor:.3f} × floor" if floor else f"{makespan / bound:.3f} × bound"
     sent = run.seeder_bytes / (setup["chunks"] * setup["chunk_size"])
-    return f"{mode} N={setup['n']:<3} run {number} of {runs}  {makespan:8.3f} s  {held}  seeder sent {sent:.2f} files  {percent(run.cpu)}"
+    return f"{mode} N={setup['n']:<3} run {number} of {runs}  {makespan:8.3f} s  {held}  seeder sent {sent:.2f} files  {percent(run.cpu)}{of_the_wire([run])}"
+
+
+def of_the_wire(runs):
+    """What to say of the links, if there were some: the seeder's queue, and the wire's largest share."""
+    runs = [run for run in runs if run.wire is not None]
+    if not runs:
+        return ""
+    queue, share = statistics.median(run.queue for run in runs), max(run.wire for run in runs)
+    return f"  queue {1000 * queue:.0f} ms  wire {100 * share:.0f} % of a core"
 
 
 def attempt(setup, **options):
@@ -494,73 +567,83 @@ def table(points):
     return lines
 
 
-# The figure.
+# The figure. Dashed is what theory says, solid what was measured. N doubles from mark to mark.
+
+RIGHT, LABELS = 640, 680   # pixels: where the plots end, and where the labels of their lines begin
 
 
-def panel(picture, box, numbers, y, title):
-    """A plot over N, with its axes."""
-    plot = svg.Plot(picture, box, (0, max(numbers) * 1.03), y)
-    plot.y_axis(title)
-    plot.x_axis("number of leechers N", marks=sorted({0, *numbers}))
+def panel(picture, top, bottom, numbers, marks, title):
+    """A plot over N between two heights, with its axes; `marks` are the numbers along y, from its first to its last."""
+    plot = svg.Plot(picture, (76, top, RIGHT, bottom), (min(numbers) / 1.1, max(numbers) * 1.1), (marks[0], marks[-1]), log_x=True)
+    plot.y_axis(title, marks)
+    plot.x_axis("number of leechers N", marks=numbers)
     return plot
 
 
+def label_lines(plot, lines):
+    """A label at the end of each line: `lines` are (points, series, dash, text)."""
+    _, top, _, bottom = plot.box
+    ends = [(plot.x(points[-1][0]), plot.y(points[-1][1]), series, dash, text) for points, series, dash, text in lines if points]
+    svg.line_labels(plot.picture, ends, LABELS, top, bottom)
+
+
 def draw_times(picture, points, setup):
-    """The upper plot: seconds over N, curves of the theory and points as measured."""
+    """The upper plot: seconds over N, as measured, and as theory has it."""
     numbers = sorted({point.setup["n"] for point in points})
     size, limit, seeder = setup["chunks"] * setup["chunk_size"], setup["limit"], setup["seeder"] * setup["limit"]
-    tau = setup["chunk_size"] / limit
-    highest = max(max(point.makespan(), point.bound) for point in points)
-    plot = panel(picture, (76, 100, 700, 430), numbers, (0, highest * 1.04), "distribution time (s)")
-    fine = [1 + step * (max(numbers) - 1) / 200 for step in range(201)]
-    plot.curve([(n, client_server_bound(n, size, seeder)) for n in fine], 0)
-    plot.curve([(n, max(size / seeder, n * size / (seeder + n * limit))) for n in fine], 1, svg.DASHES[1])
+    fine = [min(numbers) * (max(numbers) / min(numbers)) ** (step / 200) for step in range(201)]
+    theory = [([(n, client_server_bound(n, size, seeder)) for n in fine], 0, "bound max{N·F/uₛ, F/dₘᵢₙ}"),
+              ([(n, max(size / seeder, n * size / (seeder + n * limit))) for n in fine], 1, "bound max{F/uₛ, F/dₘᵢₙ, N·F/(uₛ+Σu)}")]
     if setup["seeder"] == 1:
-        steps = [(n, simulate.floor(whole, setup["chunks"], tau)) for whole in range(1, max(numbers)) for n in (whole, whole + 1)]
-        plot.curve(steps + [(max(numbers), simulate.floor(max(numbers), setup["chunks"], tau))], 2, svg.DASHES[2])
-    for client_server in (True, False):
-        chosen = [(point.setup["n"], point.makespan()) for point in points if point.setup["client_server"] == client_server]
-        plot.marks(chosen, 0 if client_server else 1, lambda n, seconds: f"N = {n}: {seconds:.3f} s")
+        floors = {n: simulate.floor(n, setup["chunks"], setup["chunk_size"] / limit) for n in range(min(numbers), max(numbers) + 1)}
+        steps = [(n, floors[whole]) for whole in range(min(numbers), max(numbers)) for n in (whole, whole + 1)] + [(max(numbers), floors[max(numbers)])]
+        theory.append((steps, 2, "floor of chunks (M + ⌊log₂N⌋)·τ"))
+    measured = {server: sorted((point.setup["n"], point.makespan()) for point in points if point.setup["client_server"] == server) for server in (True, False)}
+    highest = max([seconds for found in measured.values() for _, seconds in found] + [curve[-1][1] for curve, _, _ in theory])
+    plot = panel(picture, 100, 430, numbers, svg.ticks_around(0, highest), "distribution time (s)")
+    for curve, series, _ in theory:
+        plot.curve(curve, series, svg.DASHES[1])
+    for server, found in measured.items():
+        plot.curve(found, 1 - server, "")
+        plot.marks(found, 1 - server, lambda n, seconds: f"N = {n}: {seconds:.3f} s")
+    label_lines(plot, [(curve, series, svg.DASHES[1], text) for curve, series, text in theory]
+                + [(measured[True], 0, "", "client–server, measured"), (measured[False], 1, "", "peer to peer, measured")])
 
 
 def draw_ratios(picture, points):
     """The lower plot: measured over bound, and over the floor of chunks."""
     numbers = sorted({point.setup["n"] for point in points})
     series = {0: [], 1: [], 2: []}
-    for point in points:
+    for point in sorted(points, key=lambda point: point.setup["n"]):
         n = point.setup["n"]
         series[0 if point.setup["client_server"] else 1].append((n, point.makespan() / point.bound))
         if point.floor:
             series[2].append((n, point.makespan() / point.floor))
     ratios = [1.0] + [ratio for chosen in series.values() for _, ratio in chosen]
-    margin = 0.01 + 0.08 * (max(ratios) - min(ratios))
-    plot = panel(picture, (76, 510, 700, 650), numbers, (min(ratios) - margin, max(ratios) + margin), "measured ÷ bound")
-    picture.add("line", x1=76.0, x2=700.0, y1=float(plot.y(1)), y2=float(plot.y(1)), class_="axis")
+    plot = panel(picture, 510, 650, numbers, svg.ticks_around(min(ratios), max(ratios), 4), "measured ÷ bound")
+    picture.path([(76, plot.y(1)), (RIGHT, plot.y(1))], 3, svg.DASHES[1])
     for number, chosen in series.items():
-        plot.curve(chosen, number, svg.DASHES[number])
-        plot.marks(chosen, number, lambda n, ratio: f"N = {n}: {ratio:.3f}")
+        if chosen:
+            plot.curve(chosen, number)
+            plot.marks(chosen, number, lambda n, ratio: f"N = {n}: {ratio:.3f}")
+    texts = ("client–server over its bound", "peer to peer over its bound", "peer to peer over the floor of chunks")
+    label_lines(plot, [(series[number], number, "", text) for number, text in enumerate(texts)] + [([(max(numbers), 1)], 3, svg.DASHES[1], "what is possible")])
 
 
 def draw(points, setup, path):
-    """The figure as SVG: curves are bounds, marks are measurements."""
+    """The figure as SVG."""
     seeder = "" if setup["seeder"] == 1 else f", the seeder {setup['seeder']:g} times that"
+    on = f", on links {setup['links']}" if setup.get("links") else ""
     runs = len(points[-1].runs)
     runs = f"medians of {runs} runs (client–server: one)" if runs > 1 else "one run each"
     picture = svg.Picture(1000, 712, "Distribution time over the number of leechers",
-                          "Client–server grows with N, peer to peer does not; points are measured, curves are lower bounds.")
+                          "Client–server grows with N, peer to peer does not; solid lines are measured, dashed ones are lower bounds.")
     picture.heading("How long until N leechers have the file",
                     f"F = {peer.human(setup['chunks'] * setup['chunk_size'])} in M = {setup['chunks']} chunks; "
-                    f"everyone uploads at most {peer.human(setup['limit'])}/s{seeder};\n"
-                    f"real trackers and peers as processes on one machine; {runs}")
+                    f"everyone uploads at most {peer.human(setup['limit'])}/s{seeder}{on};\n"
+                    f"solid: real trackers and peers as processes on one machine, {runs}; dashed: what no program can beat")
     draw_times(picture, points, setup)
     draw_ratios(picture, points)
-    entries = [(0, None, "client–server, measured"), (0, "", "max{N·F/uₛ, F/dₘᵢₙ}"), (1, None, "peer to peer, measured"),
-               (1, svg.DASHES[1], "max{F/uₛ, F/dₘᵢₙ, N·F/(uₛ+Σu)}")]
-    floor = [(2, svg.DASHES[2], "(M + ⌊log₂N⌋)·τ, floor of chunks")] if setup["seeder"] == 1 else []
-    svg.legend(picture, 720, 112, entries + floor)
-    ratio = [(0, None, "client–server over its bound"), (1, None, "peer to peer over its bound")]
-    ratio += [(2, None, "peer to peer over the floor")] * bool(floor)
-    svg.legend(picture, 720, 522, ratio)
     picture.save(path)
 
 
@@ -601,6 +684,13 @@ def prefix_of_files(text):
     return text
 
 
+def links_with_rate(text):
+    """Checked, and left as text, which a JSON file can hold."""
+    if links.parse_links(text).usual.up == math.inf:
+        raise argparse.ArgumentTypeError(f"expected up=RATE for all hosts, got {peer.show_name(text)}")
+    return text
+
+
 def new_folder(text):
     try:
         os.makedirs(text, exist_ok=True)
@@ -621,6 +711,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--seeder", type=share(1000), default=1.0, metavar="K", help="the seeder's upload limit, in those of a leecher (default: 1)")
     parser.add_argument("--limit", type=peer.size_in_bytes, metavar="RATE",
                         help="upload limit in bytes per second (default: one at which the processors are less than half busy)")
+    parser.add_argument("--links", type=links_with_rate, metavar="SPEC", help="on such links instead of --limit, as in lab/links.py: up=20M,delay=10ms")
     parser.add_argument("--chunk-size", type=peer.size_in_bytes, default=CHUNK_SIZE, metavar="SIZE", help="bytes in a chunk (default: 64K)")
     parser.add_argument("--runs", type=number_of(1), metavar="K", help=f"runs of each peer-to-peer point (default: {RUNS}; with --point: 1)")
     parser.add_argument("--peer", type=existing_file, default=PEER, metavar="PATH", help="another peer.py to be run, to compare versions")
@@ -629,6 +720,9 @@ def parse_arguments(argv=None):
     parser.add_argument("--out", type=prefix_of_files, default="", metavar="PREFIX",
                         help="write PREFIX.json, for the figure PREFIX.svg and .csv too (default for the figure: distribution)")
     args = parser.parse_args(argv)
+    if args.links and args.limit:
+        parser.error("expected one of --links and --limit")
+    args.limit = links.parse_links(args.links).usual.up if args.links else args.limit
     if not args.point and (args.slow or args.client_server or args.events):
         parser.error("expected --point N M with --slow, --client-server and --events")
     if args.slow and args.point[0] < 2:
@@ -641,17 +735,24 @@ def parse_arguments(argv=None):
 
 def setup_of(args, n, chunks, limit):
     return {"n": n, "chunks": chunks, "chunk_size": args.chunk_size, "limit": limit, "seeder": args.seeder, "slow": args.slow,
-            "client_server": args.client_server, "staggered": args.staggered}
+            "client_server": args.client_server, "staggered": args.staggered, **({"links": args.links} if args.links else {})}
 
 
 def compare_with_simulation(point):
     """A line: what lab/simulate.py makes of the same swarm, and how far from it the real one was."""
     setup = point.setup
-    tau = setup["chunk_size"] / setup["limit"]
-    runs = [simulate.simulate(setup["n"], setup["chunks"], tau, slow=setup["slow"] or 0.0, seed=seed) for seed in range(SIMULATED_RUNS)]
-    makespan = statistics.median(run["makespan"] for run in runs)
+    makespan = statistics.median(simulated(setup, seed) for seed in range(SIMULATED_RUNS))
     return (f"simulated: median of {SIMULATED_RUNS} {makespan:.3f} s, ratio {makespan / point.floor:.3f}; "
             f"real is {100 * (point.makespan() / makespan - 1):+.1f} % from it")
+
+
+def simulated(setup, seed):
+    """The makespan of one simulated run of a configuration."""
+    if spec := the_links(setup):
+        run = simulate.simulate_on_links(setup["n"], setup["chunks"], spec, setup["chunk_size"], seed)
+        return max(run["complete"][:-1] if setup["slow"] else run["complete"])
+    tau = setup["chunk_size"] / setup["limit"]
+    return simulate.simulate(setup["n"], setup["chunks"], tau, slow=setup["slow"] or 0.0, seed=seed)["makespan"]
 
 
 def one_point(args):
@@ -668,8 +769,8 @@ def one_point(args):
     slow = f", one peer at {args.slow:g} of the rate, makespan of the others" if args.slow else ""
     print(f"N={n} M={chunks} τ={args.chunk_size / setup['limit'] * 1000:.1f} ms{slow}: "
           f"median {point.makespan():.3f} s, {what} {over:.3f} s, ratio {point.makespan() / over:.3f}; "
-          f"seeder sent {point.seeder_files():.3f} files; {percent(point.cpu())} at most", flush=True)
-    if point.floor and not args.staggered:
+          f"seeder sent {point.seeder_files():.3f} files; {percent(point.cpu())} at most{of_the_wire(point.runs)}", flush=True)
+    if point.floor and not args.staggered and not args.client_server:
         print(compare_with_simulation(point), flush=True)
     if args.out:
         write_json([point], args.out + ".json")

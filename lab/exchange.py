@@ -119,7 +119,7 @@ def main():
                 if program.stdout:
                     program.stdout.close()
     os.chmod(target, 0o644)  # dumpcap lets nobody else read it
-    print(f"{target}: {os.path.getsize(target):,} bytes; python lab/explain.py {target} shows what is in it")
+    print(f"{target}: {os.path.getsize(target):,} bytes; python lab/tools/explain.py {target} shows what is in it")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
     python lab/simulate.py --leechers 1000 --runs 1         up to 10,000
     python lab/simulate.py --without "rarest first"         a rule switched off; --rules lists them
     python lab/simulate.py --ablation                       each rule switched off in turn
+    python lab/simulate.py --leechers 8 --chunks 64 --links up=20M,down=100M,delay=10ms
 
 What decides is imported from peer.py: Picker (which chunk, when one is late), busy_pause (how long to
 rest), upload_slots and Slots (who may have one). What is simulated is what a network does: a request
@@ -12,17 +13,24 @@ takes LATENCY, a chunk takes chunk size / upload limit, one after the other. Lef
 requests ahead. Time passes from event to event, in the order of
 (time, ...), so a minute of swarm costs a second or two.
 
+With --links nobody has an upload limit, and what the network does is simulated packet by packet
+(lab/network.py): rates, delays, queues, losses, and TCP that starts slowly. Then peers ask ahead,
+as FC-15 has it, and for news, which they wait for, as CQ-6 has it; and requests and answers wait in queues like
+anything else. A few seconds a run.
+
 A rule is switched off by a line of Python that is run with `peer` in reach. lab/ablation.py gives the
 same lines to real peers.
 
-Reading order: constants - rules - Uplink - Member and Lane - Simulation - floor and table - main.
+Reading order: constants - rules - Member and Lane - Simulation - on links - floor and table - main.
 Nothing here has a thread or a lock. The same seed gives the same run.
 """
 
 import argparse
+import collections
 import heapq
 import itertools
 import json
+import math
 import os
 import random
 import sys
@@ -30,30 +38,35 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import ending  # noqa: E402  (after the path)
+import links  # noqa: E402
+import network  # noqa: E402
 import peer  # noqa: E402
 
 LATENCY = 0.002   # seconds for a request and its answer, and what the programs take for them
 TAU = 0.4         # seconds that a chunk takes at the upload limit, unless chosen otherwise
 MAX_LEECHERS = 10_000
 FOREVER = 1e9     # seconds
+REQUEST = 40      # bytes of a request, and of an answer without a chunk
 MOMENT = 0.005    # seconds whose events are in the heap: with all to come it would not fit into a processor's cache
 
 
 # Rules. Each is a line of Python that takes one out of peer.py.
 
 RULES = {
-    "rarest first": "peer.rarest_first = lambda offered, levels, count, rng: peer.any_of(offered, count, rng)",
-    "any order": "peer.rarest_first = lambda offered, levels, count, rng: next(peer.indexes(offered), None)",
+    "rarest first": "peer.rarest_first = lambda offered, holdings, count, rng: peer.any_of(offered, count, rng)",
+    "any order": "peer.rarest_first = lambda offered, holdings, count, rng: next(peer.indexes(offered), None)",
     "neighbor first": """
-def chunk_first(self, neighbor, now, choose=peer.Picker.choose):
+def chunk_first(self, neighbor, now, proposed=None, choose=peer.Picker.choose):
+    free = ~self.held & ~peer.bits_of(self.under_way)
+    if proposed is not None and (self.wanted(neighbor) & free) >> proposed & 1:
+        return choose(self, neighbor, now, proposed)
     every = 0
     for bits in self.holds.values():
         every |= bits
-    index = peer.rarest_first(every & ~self.held & ~self.asked, self.levels, self.count, self.rng)
+    index = peer.rarest_first(every & free, self.holds.values(), self.count, self.rng)
     if index is None or not self.wanted(neighbor) >> index & 1:
         return None if index is not None else choose(self, neighbor, now)
     self.under_way[index] = {neighbor: now}
-    self.asked |= 1 << index
     return index
 peer.Picker.choose = chunk_first""",
     "upload slots": "peer.UPLOAD_SLOTS = peer.PACED_SLOTS = peer.MAX_CONNECTIONS",
@@ -63,7 +76,16 @@ peer.Picker.choose = chunk_first""",
     "news": "peer.NEWS_SECONDS = 0.0",
     "random pauses": "peer.RETRY_SPREAD = (1.0, 1.0)",
     "endgame": "peer.Picker.late = lambda self, neighbor, wanted, now: None",
+    "requests ahead": "peer.RECEIVE_MEMORY, peer.FEWEST_NEIGHBORS = 0, peer.MAX_NEIGHBORS",
+    "few ahead": "peer.requests_ahead = lambda rate, round_trip, chunk_size: 63",
+    "unsent limit": "peer.UNSENT_BYTES = 4 * peer.MIB",
 }
+ON_LINKS = "requests ahead", "few ahead", "unsent limit"  # elsewhere there is nothing to switch off
+
+
+def rules(on_links):
+    """The names of the rules that can be worth something."""
+    return [name for name in RULES if on_links or name not in ON_LINKS]
 
 
 class Without:
@@ -100,6 +122,7 @@ class Member:
         self.slots.sole = held if self.picker.complete() else 0
         self.turned_away = 0           # since the last upload ended
         self.waiting = set()           # lanes that wait for news of this member
+        self.resting = set()           # lanes of this member that have nothing to ask for
         self.queue = []                # (lane, index, asked at) that have a slot; the first is being sent
         self.line = []                 # (lane, index, asked at) that wait for a slot
         self.uploaded = 0              # chunks
@@ -136,13 +159,16 @@ class Simulation:
         self.counts = {"news": 0, "fetches": 0, "busy": 0, "duplicates": 0}
         for asker in self.members[1:]:
             for other in self.neighbors(asker):
-                self.after(self.rng.uniform(0, 0.1), self.step, Lane(asker, other))
+                self.after(self.rng.uniform(0, 0.1), self.step, self.lane(asker, other))
 
     def neighbors(self, asker):
         """Whom a leecher dials: everybody, or as many as it may, at random."""
         others = range(len(self.members))
         drawn = others if len(others) <= peer.MAX_NEIGHBORS + 1 else self.rng.sample(others, peer.MAX_NEIGHBORS)
         return [self.members[number] for number in drawn if number != asker.number]
+
+    def lane(self, asker, other):
+        return Lane(asker, other)
 
     def after(self, seconds, action, *args):
         event = self.now + seconds, next(self.tickets), action, args
@@ -170,11 +196,7 @@ class Simulation:
             return
         picker, number = lane.asker.picker, lane.other.number
         self.hear(lane)
-        index = None
-        if lane.instead is not None:
-            index, lane.instead = picker.choose_instead(number, lane.instead, self.now), None
-        if index is None:
-            index = picker.choose(number, self.now)
+        index, lane.instead = picker.choose(number, self.now, lane.instead), None
         if index is None:
             self.wait(lane)
         else:
@@ -278,9 +300,242 @@ class Simulation:
         self.step(lane)
 
 
+# On links.
+
+
+class LinkLane(Lane):
+    """As Lane, with the connection and what peer.py's Neighbor and Link keep of it."""
+
+    __slots__ = ("there", "back", "trip", "asked", "served", "heard", "heard_at", "waits", "rest_until", "rate", "took_at", "answers")
+
+    def __init__(self, asker, other, net):
+        super().__init__(asker, other)
+        self.there = network.Connection(net, asker.number, other.number, peer.UNSENT_BYTES)
+        self.back = network.Connection(net, other.number, asker.number, peer.UNSENT_BYTES)
+        self.trip = net.round_trip(asker.number, other.number)
+        self.asked = collections.deque()   # (index, or None for Chunks Query; when), without an answer yet
+        self.served = collections.deque()  # (index or None, how long it may wait) at the other side; the first is being answered
+        self.heard, self.heard_at, self.waits = False, 0.0, False
+        self.rest_until, self.rate, self.took_at, self.answers = 0.0, 0.0, 0.0, 0
+
+    def chunks_asked(self):
+        return sum(index is not None for index, _ in self.asked)
+
+
+class OnLinks(Simulation):
+    """A run on links: requests, news and chunks are packets. Methods that follow one of peer.py's name it."""
+
+    def __init__(self, leechers, chunks, spec, chunk_size, seed=1):
+        self.network = network.Network(spec, leechers + 1, self.after, lambda: self.now, random.Random(seed))
+        self.chunk_size, self.lanes = chunk_size, collections.defaultdict(list)
+        super().__init__(leechers, chunks, seed=seed)
+        for member in self.members:
+            member.seconds, member.places = 0.0, peer.upload_slots(0.0)
+            member.interval, member.ended_at = peer.BUSY_SECONDS[0], 0.0
+
+    def lane(self, asker, other):
+        """All know each other and wait for news; the seeder is about to answer the first query (distribution.py)."""
+        lane = LinkLane(asker, other, self.network)
+        self.lanes[asker.number].append(lane)
+        lane.asked.append((None, 0.0))
+        if other.number:
+            lane.heard, lane.waits, lane.answers = True, True, 1
+        self.after(0.0, self.requested, lane, None, self.rng.uniform(0, peer.NEWS_SECONDS) if other.number else 0.0)
+        return lane
+
+    def step(self, lane):
+        """Peer.ask_and_take, but for the wait for an answer."""
+        lane.turn += 1
+        lane.asker.resting.discard(lane)
+        if lane.asker.complete_at is not None:
+            return
+        self.ask_for_chunks(lane)
+        self.ask_for_news(lane)
+        if not lane.asked:
+            lane.asker.resting.add(lane)
+            left = lane.rest_until - self.now
+            self.after(left if left > 0 else lane.asker.picker.late_after() / 2, self.rested, lane, lane.turn)
+
+    def rested(self, lane, turn):
+        if turn == lane.turn:
+            self.step(lane)
+
+    def ask_for_chunks(self, lane):
+        """Peer.choose."""
+        picker, number = lane.asker.picker, lane.other.number
+        while lane.heard and self.now >= lane.rest_until and lane.chunks_asked() < self.ahead(lane):
+            index, lane.instead = picker.choose(number, self.now, lane.instead), None
+            if index is None:
+                break
+            self.counts["fetches"] += 1
+            self.ask(lane, index)
+
+    def ahead(self, lane):
+        """Peer.ahead."""
+        picker = lane.asker.picker
+        if lane.answers < 2 or lane.busy or not lane.rate:
+            return 1
+        if len(picker.under_way) * self.chunk_size >= peer.RECEIVE_MEMORY:
+            return 1 - any(lane.other.number in askers for askers in picker.under_way.values())
+        return 1 + (picker.useful() == [lane.other.number]) + peer.requests_ahead(lane.rate, lane.trip, self.chunk_size)
+
+    def ask_for_news(self, lane):
+        """Peer.ask_for_news."""
+        picker, number, chunks = lane.asker.picker, lane.other.number, lane.chunks_asked()
+        if len(lane.asked) > chunks or chunks and lane.answers < 2 or picker.knows_all(number):
+            return
+        if self.now < (lane.heard_at + picker.typical if chunks else lane.rest_until):
+            return
+        seconds = 0.0
+        if not chunks:
+            seconds = picker.late_after() / 2 if picker.wanted(number) else peer.NEWS_SECONDS
+        lane.waits = seconds > 0
+        self.ask(lane, None, seconds)
+
+    def ask(self, lane, index, seconds=0.0):
+        lane.asked.append((index, self.now))
+        lane.there.write(REQUEST, None, lambda: self.after(LATENCY / 2, self.requested, lane, index, seconds))
+
+    def requested(self, lane, index, seconds):
+        """A request is at the other side, which answers one after the other."""
+        lane.served.append((index, seconds))
+        if len(lane.served) == 1:
+            self.serve(lane)
+
+    def serve(self, lane):
+        """Peer.on_chunks_query, or Peer.on_fetch_chunk: a slot, or a place in the line for a moment."""
+        index, seconds = lane.served[0]
+        other, upload = lane.other, (lane, index, self.now)
+        if index is None:
+            other.waiting.add(lane)
+            lane.turn += 1
+            if other.picker.held & ~lane.known or not seconds:
+                self.tell(lane)
+            else:
+                self.after(min(seconds, peer.NEWS_SECONDS), self.waited, lane, lane.turn)
+        elif other.slots.free(lane.asker.number, index, False, other.places):
+            self.begin(other, upload)
+        else:
+            other.line.append(upload)
+            self.after(peer.BUSY_AFTER, self.gave_up, other, upload)
+
+    def waited(self, lane, turn):
+        if turn == lane.turn:
+            self.tell(lane)
+
+    def tell(self, lane):
+        """The answer to Chunks Query."""
+        lane.turn += 1
+        lane.other.waiting.discard(lane)
+        news = lane.other.picker.held & ~lane.known
+        self.answer(lane, REQUEST, self.told, news)
+        self.next_request(lane)
+
+    def answer(self, lane, size, then, *arguments, left=None):
+        lane.back.write(size, left, lambda: self.after(LATENCY / 2, self.took, lane, then, arguments))
+
+    def took(self, lane, then, arguments):
+        """Peer.take_answer."""
+        if lane.asker.complete_at is None:
+            index, asked_at = lane.asked.popleft()
+            lane.answers += 1
+            then(lane, index, asked_at, *arguments)
+            self.step(lane)
+
+    def told(self, lane, _, asked_at, news):
+        """Peer.heard."""
+        self.counts["news"] += bool(news)
+        lane.known |= news
+        lane.heard, lane.heard_at = True, self.now
+        if news:
+            lane.asker.picker.add(lane.other.number, news)
+        elif lane.waits and self.now - asked_at < peer.LATE_SECONDS[0] / 2:
+            lane.rest_until = self.now + peer.NEWS_PAUSE * self.rng.uniform(*peer.RETRY_SPREAD)
+
+    def turned_away(self, other, lane, index):
+        """Peer.busy: how soon a slot is expected, or what to ask for instead."""
+        other.slots.turn_away()
+        other.turned_away += 1
+        self.counts["busy"] += 1
+        self.answer(lane, REQUEST, self.refused, other.interval * other.turned_away, other.slots.instead(index, self.rng))
+        self.next_request(lane)
+
+    def refused(self, lane, index, _, seconds, instead):
+        """Peer.refused."""
+        picker = lane.asker.picker
+        picker.release(lane.other.number, index)
+        lane.busy += 1
+        if instead is not None and lane.busy % 2:
+            lane.instead = instead
+        else:
+            lane.rest_until = self.now + peer.busy_pause(seconds, lane.busy, picker.rng)
+
+    def next_request(self, lane):
+        lane.served.popleft()
+        if lane.served:
+            self.serve(lane)
+
+    def begin(self, other, upload):
+        """Uploads.begin, and the chunk on its way."""
+        lane, index, _ = upload
+        if not other.slots.active:
+            other.ended_at = self.now
+        other.slots.take(lane.asker.number, index)
+        self.answer(lane, self.chunk_size, self.arrived, left=lambda: self.sent(other, lane))
+
+    def sent(self, other, lane):
+        """The chunk has left but for what the socket holds: its slot is free (Uploads.end)."""
+        other.slots.release()
+        other.interval += (self.now - other.ended_at - other.interval) / 4
+        other.ended_at, other.turned_away = self.now, 0
+        other.uploaded += 1
+        self.next_request(lane)
+        for waiting in list(other.line):
+            if other.slots.free(waiting[0].asker.number, waiting[1], False, other.places):
+                other.line.remove(waiting)
+                self.begin(other, waiting)
+
+    def arrived(self, lane, index, since):
+        """Peer.hand_over, verify and keep: a chunk is there, right and written."""
+        asker = lane.asker
+        rate = self.chunk_size / max(self.now - max(since, lane.took_at), 1e-6)
+        lane.rate += (rate - lane.rate) / 4 if lane.rate else rate
+        lane.took_at, lane.busy = self.now, 0
+        asker.picker.release(lane.other.number, index)
+        if asker.picker.arrived(index, self.now - since):
+            self.holds_more(asker)
+        else:
+            self.counts["duplicates"] += 1
+
+    def holds_more(self, member):
+        """Who waits for news is told; a lane that rests looks whether there is something to ask."""
+        if member.picker.complete():
+            member.complete_at, member.slots.sole = self.now, member.picker.all
+            self.missing -= 1
+            for lane in self.lanes[member.number]:
+                lane.back.close()
+        for lane in sorted(member.waiting, key=lambda lane: lane.asker.number):
+            self.tell(lane)
+        for lane in sorted(member.resting, key=lambda lane: lane.other.number):
+            if self.now >= lane.rest_until:
+                self.after(0.0, self.rested, lane, lane.turn)
+
+
 def floor(leechers, chunks, tau):
     """Seconds before which nobody can have distributed the file, when all upload at one chunk in `tau` seconds."""
     return (chunks + leechers.bit_length() - 1) * tau
+
+
+def simulate_on_links(leechers, chunks, spec, chunk_size=peer.CHUNK_SIZE, seed=1, without=()):
+    """One run on links: as simulate(), with the textbook's bound and a round trip for the floor."""
+    with Without(without):
+        run = OnLinks(leechers, chunks, spec, chunk_size, seed).run()
+    makespan = max(member.complete_at or FOREVER for member in run.members[1:])
+    least = links.bound(spec, leechers, chunks * chunk_size)
+    return {"makespan": makespan, "floor": least, "ratio": makespan / least,
+            "seeder_files": run.members[0].uploaded / chunks,
+            "complete": [member.complete_at for member in run.members[1:]],
+            **{what: count / (leechers * chunks) for what, count in run.counts.items()}}
 
 
 def simulate(leechers, chunks, tau=TAU, slow=0.0, seeder=1.0, seed=1, without=()):
@@ -310,6 +565,8 @@ def median_run(runs):
 
 def several(args, without=()):
     """As many runs as were asked for, each with the next seed."""
+    if args.links:
+        return [simulate_on_links(args.leechers, args.chunks, args.links, args.chunk_size, args.seed + number, without) for number in range(args.runs)]
     return [simulate(args.leechers, args.chunks, args.tau, args.slow or 0.0, args.seeder, args.seed + number, without) for number in range(args.runs)]
 
 
@@ -348,6 +605,13 @@ def rule(text):
     return text
 
 
+def links_with_rate(text):
+    spec = links.parse_links(text)
+    if spec.usual.up == math.inf:
+        raise argparse.ArgumentTypeError(f"expected up=RATE for all hosts, got {peer.show_name(text)}")
+    return spec
+
+
 def parse_arguments(argv=None):
     parser = peer.Arguments(prog="simulate.py", description="A swarm in simulated time, by the policy of peer.py.")
     parser.add_argument("--leechers", type=whole_number(1, MAX_LEECHERS), default=32, metavar="N", help="(default: %(default)s)")
@@ -355,6 +619,9 @@ def parse_arguments(argv=None):
     parser.add_argument("--tau", type=share, default=TAU, metavar="S", help="seconds that a chunk takes at the upload limit (default: %(default)s)")
     parser.add_argument("--slow", type=share, metavar="SHARE", help="one leecher uploads at this share of the others' rate; they alone count")
     parser.add_argument("--seeder", type=share, default=1.0, metavar="K", help="the seeder uploads K times as fast (default: 1)")
+    parser.add_argument("--links", type=links_with_rate, metavar="SPEC",
+                        help="links instead of --tau, --slow and --seeder, as in lab/links.py: up=20M,down=100M,delay=10ms,3:up=2M")
+    parser.add_argument("--chunk-size", type=peer.size_in_bytes, default=peer.CHUNK_SIZE, metavar="SIZE", help="with --links (default: 256K)")
     parser.add_argument("--runs", type=whole_number(1, 1000), default=5, metavar="N", help="each with the next seed (default: %(default)s)")
     parser.add_argument("--seed", type=whole_number(0, 10**9), default=1, metavar="N", help="of the first run (default: %(default)s)")
     parser.add_argument("--without", type=rule, action="append", default=[], metavar="RULE",
@@ -368,15 +635,23 @@ def parse_arguments(argv=None):
     return args
 
 
+def title(args):
+    """The line above the table."""
+    if args.links:
+        least = links.bound(args.links, args.leechers, args.chunks * args.chunk_size)
+        return f"{args.leechers} leechers, {args.chunks} chunks of {peer.human(args.chunk_size)} on links, median of {args.runs}; bound {least:.2f} s"
+    return (f"{args.leechers} leechers, {args.chunks} chunks, {args.tau:g} s for a chunk, median of {args.runs}; "
+            f"floor {floor(args.leechers, args.chunks, args.tau):.1f} s")
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     if args.rules:
         print("\n".join(f"{name}: {change.strip()}" for name, change in RULES.items()))
         return 0
-    choices = [[], *([name] for name in RULES)] if args.ablation else [args.without]
+    choices = [[], *([name] for name in rules(args.links))] if args.ablation else [args.without]
     if not args.json:
-        print(f"{args.leechers} leechers, {args.chunks} chunks, {args.tau:g} s for a chunk, median of {args.runs}; "
-              f"floor {floor(args.leechers, args.chunks, args.tau):.1f} s\n{HEAD}")
+        print(title(args), HEAD, sep="\n")
     for without in choices:
         runs = several(args, without)
         if args.json:

@@ -5,7 +5,7 @@ apart for most colour-blind eyes, in the order in which they are to be used; `in
 are text, lesser text and lines. A series is told apart by its marker or its dashes too, never by
 colour alone.
 
-Reading order: numbers on axes - the picture - a plot with two axes - a legend.
+Reading order: numbers on axes - the picture - a plot with two axes - labels and legend.
 """
 
 import math
@@ -27,15 +27,29 @@ DASHES = "", "7 4", "2 3", "9 3 2 3"
 # Numbers on axes.
 
 
-def ticks(low, high, most=6):
-    """Round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`, at most `most` of them and one more."""
-    if not high > low:
-        return [low]
+def step_for(low, high, most):
+    """1, 2 or 5 times a power of ten, so that about `most` steps lead from `low` to `high`."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+
+
+def multiples(step, first, last):
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+
+
+def ticks(low, high, most=6):
+    """Round numbers from `low` to `high`, at most `most` of them and one more."""
+    if not high > low:
+        return [low]
+    step = step_for(low, high, most)
+    return multiples(step, math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9))
+
+
+def ticks_around(low, high, most=6):
+    """Round numbers of which the first is not above `low` and the last is above `high`: what an axis may begin and end with."""
+    step = step_for(low, high if high > low else low + 1, most)
+    return multiples(step, math.floor(low / step + 1e-9), math.floor(high / step + 1e-9) + 1)
 
 
 def number(value):
@@ -109,14 +123,17 @@ class Picture:
 
 
 class Plot:
-    """A rectangle of a picture in which x and y have a scale: box = (left, top, right, bottom) in pixels, x and y = (low, high)."""
+    """A rectangle of a picture in which x and y have a scale: box = (left, top, right, bottom) in pixels, x and y = (low, high).
 
-    def __init__(self, picture, box, x, y):
-        self.picture, self.box, self.x_range, self.y_range = picture, box, x, y
+    With `log_x` equal distances along x are equal factors.
+    """
+
+    def __init__(self, picture, box, x, y, log_x=False):
+        self.picture, self.box, self.x_range, self.y_range, self.log_x = picture, box, x, y, log_x
 
     def x(self, value):
         left, _, right, _ = self.box
-        low, high = self.x_range
+        low, high, value = map(math.log2, (*self.x_range, value)) if self.log_x else (*self.x_range, value)
         return left + (value - low) / ((high - low) or 1) * (right - left)
 
     def y(self, value):
@@ -144,7 +161,7 @@ class Plot:
             self.picture.add("line", x1=float(left), x2=float(right), y1=y, y2=y, class_="grid")
             self.picture.text(left - 8, y + 4, number(value), class_="dim", text_anchor="end")
         middle = (top + bottom) / 2
-        self.picture.text(left - 46, middle, title, text_anchor="middle", transform=f"rotate(-90 {left - 46:.1f} {middle:.1f})")
+        self.picture.text(left - 54, middle, title, text_anchor="middle", transform=f"rotate(-90 {left - 54:.1f} {middle:.1f})")
 
     def curve(self, points, series, dash=""):
         self.picture.path([(self.x(x), self.y(y)) for x, y in points], series, dash)
@@ -154,7 +171,34 @@ class Plot:
             self.picture.mark(self.x(x), self.y(y), series, tip(x, y))
 
 
-# A legend.
+# What the lines are: labels at their ends, or a legend.
+
+
+def spread(wanted, apart, low, high):
+    """Places at least `apart` from each other between `low` and `high`, each near the one that is wanted, in the same order."""
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    groups = []  # of places that touch: [the sum of where each of them would have the first one, how many they are]
+    for index in order:
+        groups.append([wanted[index], 1])
+        while len(groups) > 1 and groups[-2][0] / groups[-2][1] + groups[-2][1] * apart > groups[-1][0] / groups[-1][1]:
+            total, count = groups.pop()
+            groups[-1][0] += total - count * groups[-1][1] * apart
+            groups[-1][1] += count
+    places = [total / count + apart * number for total, count in groups for number in range(count)]
+    for rank in range(len(places)):  # what is beyond an end pushes the others
+        places[rank] = max(places[rank], low + rank * apart)
+    for rank in reversed(range(len(places))):
+        places[rank] = min(places[rank], high - (len(places) - 1 - rank) * apart)
+    found = dict(zip(order, places))
+    return [found[index] for index in range(len(wanted))]
+
+
+def line_labels(picture, ends, x, low, high):
+    """A label at the end of each line: `ends` are (x, y, series, dash, text), labels stand at `x`, between the heights `low` and `high`."""
+    for (from_x, from_y, series, dash, text), y in zip(ends, spread([end[1] for end in ends], 17, low, high)):
+        picture.add("path", d=f"M{from_x + 6:.1f} {from_y:.1f}L{x - 22:.1f} {y:.1f}", class_=f"line thin l{series}", stroke_opacity=0.5)
+        picture.path([(x - 22, y), (x - 4, y)], series, dash)
+        picture.text(x, y + 4.5, text)
 
 
 def legend(picture, x, y, entries):

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Who sent which chunk to whom when: a picture and a summary of a run, from the --events files of its peers.
 
-    python lab/timeline.py EVENTS… [--out timeline.svg]
-    python lab/distribution.py --point 4 40 --events run && python lab/timeline.py run/*.events
+    .venv/bin/python lab/timeline.py EVENTS… [--out timeline.svg]
+    .venv/bin/python lab/distribution.py --point 4 40 --events run && .venv/bin/python lab/timeline.py run/*.events
+    .venv/bin/python lab/timeline.py --links up=20M,delay=10ms run/*.events     says of each uplink how much of it was in use
 
 Give the files of as many peers as you have, and the tracker's: its seeder writes there. A peer whose
 file is not given is still drawn as a source, as far as the others tell of it. The picture is one SVG
@@ -18,11 +19,14 @@ no `fetched` is a duplicate: the chunk had come from elsewhere first. What was s
 event. Where no event says what an exchange took, which it need not, its bar has no known beginning: it is a line at its
 end, and what depends on beginnings, such as how long a link had nothing to do, is not told.
 
-Clocks. `t` of all processes of one machine is one clock. If the wall times in the `start` events say that
-the files are of several machines, all times are converted to wall time, and are as good as those clocks. A file without
-a wall time is taken for one of the same machine.
+Runs. --events appends, so one file may tell of several processes, each from its `start` on. Those that were there at the
+same time are one run of a swarm; of several runs, or contents, the last is shown, and --run chooses another.
 
-Reading order: data - reading - who is who - matching - intervals - summary - the picture of bars - the picture of rates - main.
+Clocks. `t` of all processes of one machine is one clock, until it is started anew. If the wall times in the `start` events
+say that there is more than one clock in a run, all its times are converted to wall time, and are as good as those clocks. What
+has no wall time is taken for of the same clock.
+
+Reading order: data - reading - runs and clocks - who is who - matching - intervals - summary - the picture of bars - the picture of rates - main.
 """
 
 import bisect
@@ -36,6 +40,7 @@ from typing import NamedTuple
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import ending  # noqa: E402  (after the path)
+import links  # noqa: E402
 import svg  # noqa: E402
 
 LATEST = 1e11         # seconds, a few thousand years: no clock shows more
@@ -83,7 +88,10 @@ class Lane:
     def __init__(self, name, has_file=True):
         self.name = name
         self.has_file = has_file
-        self.starts = []       # of its process: events
+        self.offset = None     # wall time less `t`, where its `start` says
+        self.content = None    # content id
+        self.file, self.place = None, 0  # where it was read, and which of the processes that wrote there it is
+        self.first = self.last = None  # times of its events
         self.joined = []       # times at which it did
         self.complete = None   # when it was, the last time
         self.listening = set() # addresses that it says it has
@@ -93,6 +101,7 @@ class Lane:
         self.dropped = []      # (t, neighbor, reason)
         self.size = None       # of the file, as `complete` says
         self.limit = None      # bytes per second, where `start` says
+        self.uplink = None     # bytes per second of its link, where --links says
 
     def is_seeder(self):
         """Whether it had the whole file from its beginning, as far as anyone can tell."""
@@ -159,7 +168,7 @@ def take(lane, event, same, tracker):
         lane.fetched.append(moved) if kind == "fetched" else lane.sent.append(Sent(*moved))
     elif kind == "start":
         if event.get("wall") is not None:
-            lane.starts.append((t, seconds_in(event["wall"])))
+            lane.offset = seconds_in(event["wall"]) - t
         lane.limit = bytes_in(event.get("upload_limit") or 0) or lane.limit
         if "file" not in event:  # that of a tracker is not its seeder's
             lane.port = int(event["port"])
@@ -177,18 +186,22 @@ def take(lane, event, same, tracker):
         lane.dropped.append((t, text_in(event["neighbor"]), text_in(event["reason"])))
 
 
-def read_lane(path, name):
-    """The lane of one file; of the last run of its content, should the file hold several contents."""
-    lane, seen, tracker, content = Lane(name), {}, [], None
+def read_lanes(path, name):
+    """The lanes of one file: one for each process that wrote into it, in their order."""
+    lanes, seen, tracker = [], {}, []
     for event in events_of(path):
-        if event["event"] == "joined" and event.get("content_id", content) != content:
-            content = event["content_id"]
-            lane.fetched, lane.sent, lane.dropped, lane.complete = [], [], [], None
+        if event["event"] == "start" or not lanes:
+            lanes.append(Lane(name))
+            lanes[-1].file, lanes[-1].place, tracker = path, len(lanes), []
+        lane, t = lanes[-1], seconds_in(event["t"])
+        lane.first, lane.last = t if lane.first is None else lane.first, t
         try:
+            if isinstance(event.get("content_id"), str):
+                lane.content = event["content_id"]
             take(lane, event, lambda value: seen.setdefault(value, value), tracker)
         except (KeyError, TypeError, ValueError, OverflowError):
             print(f"{text_in(path)}: left out a {text_in(event['event'])} that is not as lab/SPEC.md has it", file=sys.stderr)
-    return lane
+    return lanes
 
 
 def names_of(paths):
@@ -202,30 +215,73 @@ def natural(name):
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-# Who is who.
+# Runs and clocks.
 
 
-def shift_clocks(lanes):
-    """Convert all times to wall time if the files are of several machines; whether they are."""
-    offsets = [wall - t for lane in lanes for t, wall in lane.starts]
-    if not offsets or max(offsets) - min(offsets) <= SAME_CLOCK:
-        return False
-    for lane in lanes:
-        if not lane.starts:
+def know_offsets(files):
+    """Give what has no wall time the clock of the others, if they have one clock; whether there are several. `files`: a list of lanes each."""
+    known = [lane.offset for lanes in files for lane in lanes if lane.offset is not None]
+    several = bool(known) and max(known) - min(known) > SAME_CLOCK
+    for lane in (lane for lanes in files for lane in lanes if lane.offset is None):
+        if several:
             raise ending.Failure(f"the files are of several machines, and that of {lane.name} has no wall time in a "
                                  "start event: expected one, to know its clock; leave that file out")
-        at = [t for t, _ in lane.starts]
+        lane.offset = known[0] if known else 0.0
+    return several
 
-        def wall(t):
-            since, wall_since = lane.starts[max(0, bisect.bisect_right(at, t) - 1)]
-            return wall_since + t - since
 
-        lane.fetched = [(wall(event[0]), *event[1:]) for event in lane.fetched]
-        lane.sent = [event._replace(t=wall(event.t)) for event in lane.sent]
-        lane.dropped = [(wall(event[0]), *event[1:]) for event in lane.dropped]
-        lane.joined = [wall(t) for t in lane.joined]
-        lane.complete = None if lane.complete is None else wall(lane.complete)
-    return True
+def fits(lane, run):
+    """Whether a lane may belong to a run: one content, as far as known, and no other process that wrote into the same file at that very time."""
+    contents = {other.content for other in run} | {lane.content}
+    return len(contents - {None}) < 2 and not any(overlap(lane, other) for other in run if other.file == lane.file)
+
+
+def overlap(lane, other):
+    return lane.first + lane.offset <= other.last + other.offset and other.first + other.offset <= lane.last + lane.offset
+
+
+def runs_in(files):
+    """The lanes of each run, in the order of time: those that were there at the same time, and others as long as no file is in it twice."""
+    def begin(lane):
+        return lane.first + lane.offset
+
+    runs = []
+    for lane in sorted((lane for lanes in files for lane in lanes), key=begin):
+        met = [fits(lane, run) and any(overlap(lane, other) for other in run) for run in runs]
+        runs = [run for run, meets in zip(runs, met) if not meets] + [sum((run for run, meets in zip(runs, met) if meets), []) + [lane]]
+    runs.sort(key=lambda run: (max(lane.place for lane in run), min(map(begin, run))))
+    together = runs[:1]
+    for run in runs[1:]:
+        there = {lane.file for lane in together[-1]}
+        if all(lane.file not in there and fits(lane, together[-1]) for lane in run):
+            together[-1] = together[-1] + run
+        else:
+            together.append(run)
+    return together
+
+
+def shifted(lane, by):
+    """Add so many seconds to all times of a lane."""
+    lane.fetched = [(event[0] + by, *event[1:]) for event in lane.fetched]
+    lane.sent = [event._replace(t=event.t + by) for event in lane.sent]
+    lane.dropped = [(event[0] + by, *event[1:]) for event in lane.dropped]
+    lane.joined = [t + by for t in lane.joined]
+    lane.complete = None if lane.complete is None else lane.complete + by
+
+
+def joined_up(lanes):
+    """One lane of those of one file: a peer that was started anew meanwhile."""
+    first = lanes[0]
+    for lane in lanes[1:]:  # they are in the order of time
+        for name in ("joined", "fetched", "sent", "dropped"):
+            getattr(first, name).extend(getattr(lane, name))
+        first.listening |= lane.listening
+        for name in ("complete", "port", "size", "limit"):
+            setattr(first, name, getattr(lane, name) or getattr(first, name))
+    return first
+
+
+# Who is who.
 
 
 def port_of(address):
@@ -319,8 +375,8 @@ def send(lanes, zero):
 class Run:
     """A whole run: its lanes, seeders first, their Transfers, and when it ended."""
 
-    def __init__(self, lanes):
-        self.several_machines = shift_clocks(lanes)
+    def __init__(self, lanes, several_clocks=False, which=""):
+        self.several_clocks, self.which = several_clocks, which
         self.zero = zero_time(lanes)
         receive(lanes, self.zero)
         send(lanes, self.zero)
@@ -345,9 +401,22 @@ class Run:
             lane.sent = [transfer._replace(source=place[transfer.source], to=place.get(transfer.to)) for transfer in lane.sent]
 
 
-def read_run(paths):
-    """The Run that some files tell of."""
-    return Run([read_lane(path, name) for path, name in zip(paths, names_of(paths))])
+def read_run(paths, number=None):
+    """The Run that some files tell of: the last, or the one with this number, from 1."""
+    files = [lanes for path, name in zip(paths, names_of(paths)) if (lanes := read_lanes(path, name))]
+    know_offsets(files)
+    runs = [run for run in runs_in(files) if any(lane.fetched or lane.sent for lane in run)] or [[]]
+    if number is not None and not 1 <= number <= len(runs):
+        raise ending.Failure(f"expected --run from 1 to {len(runs)}, got {number}: that is how many runs these files tell of")
+    number = number or len(runs)
+    chosen = runs[number - 1]
+    offsets = [lane.offset for lane in chosen]
+    several_clocks = bool(chosen) and max(offsets) - min(offsets) > SAME_CLOCK
+    if several_clocks:
+        for lane in chosen:
+            shifted(lane, lane.offset)
+    which = f"run {number} of the {len(runs)} that these files tell of{', the last' * (number == len(runs))}; --run N shows another" if len(runs) > 1 else ""
+    return Run([joined_up(mine) for lanes in files if (mine := [lane for lane in chosen if lane.file == lanes[0].file])], several_clocks, which)
 
 
 # Intervals.
@@ -435,10 +504,18 @@ def summary_row(lane, run):
     down = show_idle(idle(lane.fetched, down_window(lane, run))) if lane.has_file and not lane.is_seeder() else "-"
     sources = len({transfer.source for transfer in lane.fetched})
     used = ""
-    if lane.limit and run.end > up_window(lane, run)[0]:
-        used = f"{100 * total(lane.sent) / lane.limit / (run.end - up_window(lane, run)[0]):.0f} %"
+    if (lane.limit or lane.uplink) and run.end > up_window(lane, run)[0]:
+        used = f"{100 * total(lane.sent) / (lane.limit or lane.uplink) / (run.end - up_window(lane, run)[0]):.0f} %"
     return [lane.name, state(lane), human(total(lane.fetched)), str(sources or "-"), human(total(lane.sent)), down,
             show_idle(idle(lane.sent, up_window(lane, run))), used]
+
+
+def know_uplinks(run, spec):
+    """Note the rate of each lane's uplink, by the number of its host, which its address ends with."""
+    for lane in run.lanes:
+        hosts = [match[1] for address in lane.listening if (match := re.match(rf"{re.escape(links.NETWORK)}\.(\d+):", address))]
+        if hosts and spec.of(int(hosts[0])).up < float("inf"):
+            lane.uplink = spec.of(int(hosts[0])).up
 
 
 def columns(rows):
@@ -463,8 +540,10 @@ def totals(run):
     yield f"duplicates: {count(again)}, {human(total(again))}, sent to peers that had them from elsewhere first"
     if strangers:
         yield f"{count(strangers)}, {human(total(strangers))}, went to peers whose events are not given"
-    if run.several_machines:
-        yield "the files are of several machines: times are wall times, as good as these clocks agree"
+    if run.several_clocks:
+        yield "the files are of several machines, or of one that was started anew: times are wall times, as good as these clocks agree"
+    if run.which:
+        yield run.which
 
 
 def slowest(run):
@@ -663,9 +742,9 @@ def draw_all_bars(run):
     halves = [half_heights(lane, len(run.lanes)) for lane in run.lanes]
     bottom = TOP + sum(down + up + 14 for down, up in halves)
     picture, plot = frame(run, bottom, "each lane has what a peer downloads, from its request on, and below what it uploads;")
-    few = len(run.lanes) <= COLOURS
-    picture.text(16, 64, "a bar has the colour of the peer that sends it" + ("; the number is the other peer's" if few else ", where colours repeat")
-                 + "; dashed line: complete; pale: a duplicate. Point at a bar for its chunk, time and rate.", class_="dim")
+    repeat = "" if len(run.lanes) <= COLOURS else " (colours repeat)"
+    picture.text(16, 64, f"a bar has its sender's colour{repeat} and the other peer's number; dashed line: complete; pale: duplicate."
+                 " Point at a bar for chunk, time and rate.", class_="dim")
     top = TOP
     for index, (lane, (down, up)) in enumerate(zip(run.lanes, halves)):
         picture.add("line", x1=16.0, x2=float(RIGHT), y1=top - 7.0, y2=top - 7.0, class_="grid")
@@ -771,8 +850,12 @@ def main():
                               description="Draw who sent which chunk to whom when, from --events files, and say why a download was slow.")
     parser.add_argument("events", nargs="+", metavar="EVENTS", help="files that peers and the tracker wrote with --events")
     parser.add_argument("--out", default="timeline.svg", metavar="FILE", help="the picture (default: %(default)s)")
+    parser.add_argument("--links", type=links.parse_links, metavar="SPEC", help="the links on which it ran, as in lab/links.py")
+    parser.add_argument("--run", type=int, metavar="N", help="of several runs in the files the N-th (default: the last)")
     args = parser.parse_args()
-    run = read_run(args.events)
+    run = read_run(args.events, args.run)
+    if args.links:
+        know_uplinks(run, args.links)
     print("\n".join(summary(run)), flush=True)
     try:
         draw(run).save(args.out)

@@ -1,14 +1,20 @@
 """Fixtures: files, programs and fakes that end with their test, whatever happens in it.
 
     spec("FC-1", ...)   the clauses of lab/SPEC.md that a test checks (test_spec.py keeps count)
-    fault(12)           the row of the list of faults that a test tries
+    fault(12)           the row of lab/FAULTS.md that a test tries
     takes(2)            about how many seconds a test waits for; the grader begins with the longest
     ours                a test of our own programs only; set here for what imports them or runs them with other constants
+    slow, thorough      waits out a deadline of the SPEC: left out of make stage-N; and of make grade, unless THOROUGH=1
+    long                runs whole gradings or experiments: make check runs it, make test does not
+
+They are declared in pyproject.toml.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 
@@ -17,15 +23,8 @@ import pytest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+pytest.register_assert_rewrite("checks", "wire_tests")
 import harness  # noqa: E402  (after the paths)
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "spec(*clauses): the clauses of lab/SPEC.md that this test checks")
-    config.addinivalue_line("markers", "slow: waits out a real deadline of the SPEC; make grade runs it, make stage-N does not")
-    config.addinivalue_line("markers", "takes(seconds): about how long this test waits for; lab/grade.py begins with the longest")
-    config.addinivalue_line("markers", "fault(*rows): the rows of the list of faults that this test tries")
-    config.addinivalue_line("markers", "ours: a test that can only run on tracker.py and peer.py, not on another implementation")
 
 
 def pytest_collection_modifyitems(items):
@@ -47,7 +46,7 @@ def pytest_runtest_makereport(item, call):
         for program in harness.trace.programs:
             if program.process.poll() is not None:
                 program.reader.join(1)  # until all of it was read
-            report.sections.append((f"output of {' '.join(map(str, program.process.args))}", program.output.rstrip("\0")))
+            report.sections.append((f"output of {' '.join(map(str, program.process.args))}", program.output))
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +71,14 @@ def ending(request):
         request.addfinalizer(thing.stop)
         return thing
     return register
+
+
+@pytest.fixture
+def recording_alone():
+    """No other test on this machine runs lab/exchange.py meanwhile: its ports are fixed."""
+    with open(os.path.join(tempfile.gettempdir(), f"p2p-recording-{os.getuid()}"), "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture
@@ -113,3 +120,74 @@ def fake_tracker(ending):
 def fake_peer(ending):
     """fake_peer(data, ...): see harness.FakePeer."""
     return lambda *args, **kwargs: ending(harness.FakePeer(*args, **kwargs))
+
+
+# A file of five chunks and the peer under test.
+
+
+@pytest.fixture
+def data(make_file):
+    """The bytes of a file of five chunks."""
+    return make_file(harness.FIVE_SIZE)[1]
+
+
+@pytest.fixture
+def start(data, fake_tracker, run_peer, tmp_path):
+    """start(neighbors): (the address of a peer under test that was told of these, OUT)."""
+    def run(*neighbors, complete=False):
+        if complete:
+            (tmp_path / "out.bin").write_bytes(data)
+        run.tracker = tracker = fake_tracker(data, [neighbor.address for neighbor in neighbors])
+        run_peer(tracker.port, tmp_path / "out.bin")
+        return tracker.joiner(), tmp_path / "out.bin"
+    return run
+
+
+@pytest.fixture
+def leeching(make_file, fake_tracker, run_peer, tmp_path):
+    """leeching(peers): (fake tracker that lists these, OUT, the bytes of the file) for a peer under test that has none.
+
+    `more(address)` gives what the tracker lists besides, when it knows the address of the peer under test.
+    """
+    def run(peers=(), size=harness.CHUNK, more=lambda address: []):
+        _, data = make_file(size)
+        tracker = fake_tracker(data, peers)
+
+        def on_join(request, sock):
+            tracker.peers += more(f"127.0.0.1:{request.listening_addr.rpartition(':')[2]}")
+            return tracker.on_join(request, sock)
+        tracker.answers["join"] = on_join
+        run_peer(tracker.port, tmp_path / "out.bin")
+        return tracker, tmp_path / "out.bin", data
+    return run
+
+
+# A file of nine small chunks, a fake tracker and fake neighbors, each of which may have its fault.
+
+
+@pytest.fixture
+def tracker(fake_tracker):
+    return fake_tracker(harness.NINE_CHUNKS, chunk_size=harness.SMALL_CHUNK)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out.bin"
+
+
+@pytest.fixture
+def neighbor(fake_peer, tracker):
+    """neighbor(): a fake peer that the tracker lists."""
+    def make(held=None):
+        fake = fake_peer(harness.NINE_CHUNKS, held, chunk_size=harness.SMALL_CHUNK)
+        tracker.peers.append(fake.address)
+        return fake
+    return make
+
+
+@pytest.fixture
+def gate():
+    """An event for fakes to wait for; it comes at the latest when the test ends."""
+    event = threading.Event()
+    yield event
+    event.set()

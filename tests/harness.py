@@ -4,33 +4,40 @@ Nothing here imports tracker.py or peer.py, so that the same tests can grade any
 commands that start the two programs under test come from the variables TRACKER and PEER, with
 {file} {port} {expire} and {tracker} {out} to be filled in.
 
-What they do they also tell to `trace` (tests/steps.py): from that a failure report is made, so that a test need not say what it does.
+What they do they also tell to `trace` (lab/grader/steps.py): from that a failure report is made, so that a test need not say what it does.
 
-Reading order: patience - frames - bytes and digests - Program - FakeServer, FakeTracker, FakePeer.
+Reading order: patience - frames - bytes and digests - Program, Terminal - FakeServer, FakeTracker, FakePeer.
 """
 
 import codecs
+import contextlib
+import fcntl
 import hashlib
+import json
 import os
 import random
 import re
+import select
 import shlex
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.append(os.path.join(ROOT, "lab"))  # for steps.py, which has frames put into words
+sys.path += [os.path.join(ROOT, "lab", *folder) for folder in ([], ["grader"], ["tools"])]  # for what the tests tell the grader, and for what they test
 
 from google.protobuf.message import DecodeError  # noqa: E402  (after the path)
 
 import explain  # noqa: E402
 import processes  # noqa: E402  (after the path)
-from messages_pb2 import File, Request, Response  # noqa: E402  (after the path)
+from pace import Pace  # noqa: E402  (after the path)
+from messages_pb2 import BUSY, NOT_HELD, File, Request, Response  # noqa: E402  (after the path)
 from steps import exit_words, telling, trace  # noqa: E402
 TRACKER = os.environ.get("TRACKER") or f"{shlex.quote(sys.executable)} tracker.py {{file}} --port {{port}} --expire {{expire}}"
 PEER = os.environ.get("PEER") or f"{shlex.quote(sys.executable)} peer.py {{tracker}} {{out}}"
@@ -47,20 +54,29 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell started these t
 
 # Patience. What does not come has failed after SECONDS; many such waits would use up the time of a whole grading.
 
-
-def patience(seconds):
-    """How long to wait for what is expected within so many seconds."""
-    return min(seconds, IMPATIENT) if trace.ran_out >= 2 and os.environ.get("GRADING") == "other" else seconds
+pace = Pace()  # of this machine and of the programs under test, as the grader has measured it
 
 
-def gave_up(expected, got=None, kind=None):
+def patience(seconds, starts=False):
+    """How long to wait for what is expected within so many seconds, on a machine as slow as this one; `starts`: a program may start in this time.
+
+    A wait that is shorter than SECONDS stays below them: what it is for comes before the 10 s of WF-9 and FC-11.
+    """
+    longer = seconds * pace.factor() + (pace.starting() if starts else 0)
+    if trace.ran_out >= 2 and seconds <= SECONDS and os.environ.get("GRADING") == "other":  # a longer wait is for what needs it
+        longer = min(longer, IMPATIENT * pace.factor() + (pace.starting() if starts else 0))
+    return longer if not 1 < seconds < SECONDS else min(longer, 0.95 * SECONDS)
+
+
+def gave_up(expected, got=None, kind=None, request=None):
     """Note that a wait has run out; the AssertionError to raise."""
     trace.ran_out += 1
+    step = trace.step(f"waited in vain for {expected.partition(', within ')[0]}")
     bytes_came = trace.partial
     words = trace.ended() or "nothing of the kind, until the wait was over"
     if got is None and bytes_came:
         got, kind = bytes_came
-    trace.judge(expected, words if got is None else got, kind)
+    trace.judge(expected, words if got is None else got, kind, request, step.number)
     return AssertionError(f"expected {expected}, got {words if got is None or isinstance(got, bytes) else got}")
 
 
@@ -85,15 +101,16 @@ class Wire(socket.socket):
         return wire
 
     waits = False  # whether a frame has begun and is not whole
+    told = None    # (frame, "request") that was sent last, if the program under test answers here
     who = ""       # whom it was made to, in words
 
     def sendall(self, data, *flags):
         if self.kind == "response":
-            trace.tell("sent", bytes(data), "request")
+            self.told = trace.tell("sent", bytes(data), "request", self)
         try:
             super().sendall(data, *flags)
         except OSError as error:
-            trace.judge(answer_to_the_last(self), str(error))
+            trace.judge(answer_to_the_last(self), str(error), request=self.told)
             raise
 
     def shutdown(self, how):
@@ -107,7 +124,7 @@ class Wire(socket.socket):
             data = super().recv(count, *flags)
         except ConnectionError as error:
             if self.kind == "response":
-                trace.judge(answer_to_the_last(self), str(error))
+                trace.judge(answer_to_the_last(self), str(error), request=self.told)
             raise
         self.came += data
         return data
@@ -148,7 +165,7 @@ def receive_body(sock):
         raise
     sock.waits = False
     if sock.kind == "response":
-        trace.hear("got", bytes(sock.came), "response")
+        trace.hear("got", bytes(sock.came), "response", sock.told)
     return body
 
 
@@ -177,21 +194,21 @@ def not_whole(sock, error):
         trace.step("got no whole frame, but", came, "response")
     trace.step(f"{why} after {len(came)} bytes")
     dead = trace.ended()
-    trace.judge(answer_to_the_last(sock), came or why + (f"; {dead}" if dead else ""), "response")
+    trace.judge(answer_to_the_last(sock), came or why + (f"; {dead}" if dead else ""), "response", sock.told)
 
 
 ASKED_OF = {"the tracker under test": ("join", "active_proof", "peer_list"), "the peer under test": ("chunks_query", "fetch_chunk")}
 
 
 def answer_to_the_last(sock):
-    """What the request that was sent last is to be answered: bytes where they are fixed, or words."""
+    """What the request that was sent here last is to be answered: bytes where they are fixed, or words."""
     try:
-        request = Request.FromString(trace.sent[0][8:])
+        request = Request.FromString(sock.told[0][8:])
     except Exception:  # it was no request, or none was sent
         return "an answer"
     kind = request.WhichOneof("type")
     if kind and kind not in ASKED_OF.get(sock.who, kind):
-        return "Bad with code WRONG_ROLE, and a reason"
+        return "Bad with code WRONG_ROLE"
     return {"join": "a peer list, with the file", "active_proof": framed(Response(ok=Response.Ok())), "peer_list": "a peer list",
             "chunks_query": "a list of chunk ids", "fetch_chunk": "a chunk"}.get(kind, "an answer")
 
@@ -234,6 +251,22 @@ def ask(where, request):
             return ask(sock, request)
     where.sendall(framed(request))
     return receive(where)
+
+
+def ask_all(where, requests, connections=25):
+    """The answers to many requests, in their order, over several connections at once: a server may take its time over each."""
+    shares = [requests[at::connections] for at in range(connections)]
+    socks = [connect(where) for share in shares if share]
+    answers = [None] * len(requests)
+    try:
+        for sock, share in zip(socks, shares):
+            sock.sendall(b"".join(map(framed, share)))
+        for number in range(len(requests)):  # in turn: who is not read from gives up in the end
+            answers[number] = receive(socks[number % connections])
+    finally:
+        for sock in socks:
+            sock.close()
+    return answers
 
 
 def is_closed(sock, seconds=SECONDS):
@@ -287,6 +320,7 @@ def listed(answer):
 
     The tracker's own seeder, if it has one, is among the others: it listens where the system chose.
     """
+    trace.judge("a peer list", framed(answer), "response", trace.answer and trace.answer[2])
     assert answer.WhichOneof("type") == "peer_list", f"expected a peer list, got {answer}"
     return sorted(address for address in answer.peer_list.addresses if int(address.rsplit(":", 1)[1]) < 10_000)
 
@@ -303,12 +337,75 @@ def silent(request, sock):
 
 
 def is_refused(answer, code):
-    """Whether the answer is `Bad` with this code, and a reason."""
-    right = answer.WhichOneof("type") == "bad" and answer.bad.code == code and bool(answer.bad.reason)
+    """Whether the answer is `Bad` with this code; a reason is free."""
+    right = answer.WhichOneof("type") == "bad" and answer.bad.code == code
     wanted = Response(bad=Response.Bad(code=code, reason=answer.bad.reason or "why"))
-    got = trace.received[0] if trace.received and trace.received[1] == "response" else framed(answer)
-    trace.judge("another answer" if right else framed(wanted), got, "response")
+    got, _, request = trace.answer if trace.answer and trace.answer[0][8:] == answer.SerializeToString() else (framed(answer), 0, None)
+    trace.judge("another answer" if right else framed(wanted), got, "response", request)
     return right
+
+
+def first(fault, then):
+    """For FakeServer.answers: `fault` the first time, and `then` from then on."""
+    turns = [fault]
+    return lambda request, sock: (turns.pop() if turns else then)(request, sock)
+
+
+def after(event, then):
+    """For FakeServer.answers: `then`, once the event has come."""
+    return lambda request, sock: event.wait(SECONDS) and then(request, sock)
+
+
+def never(request, sock):
+    """For FakeServer.answers: no answer, and closed when the other side sends more or gives up."""
+    sock.recv(1)
+
+
+def bad(code):
+    return Response(bad=Response.Bad(code=code, reason="as the test wants it"))
+
+
+def busy_until(event, fake):
+    """For FakeServer.answers: BUSY until the event, and honest then. Who did not say busy_ok waits for its turn."""
+    def answer(request, sock):
+        if request.busy_ok and not event.is_set():
+            return bad(BUSY)
+        return event.wait(3 * SECONDS) and fake.on_fetch_chunk(request, sock)
+    return answer
+
+
+def two_of_three_refused(fake):
+    """For FakeServer.answers: of each three answers two refuse what was listed, also over two connections: the second waits for the first."""
+    lock, seen = threading.Lock(), []
+
+    def answer(request, sock):
+        with lock:
+            if seen and seen[-1] is not sock:
+                time.sleep(0.05)  # until the last answer was taken
+            seen.append(sock)
+            return fake.on_fetch_chunk(request, sock) if len(seen) % 3 == 0 else bad(NOT_HELD)
+    return answer
+
+
+def says_busy_ok(fake):
+    """Whether the program under test allows this fake to say BUSY."""
+    return any(request.fetch_chunk.busy_ok for _, name, request in fake.requests if name == "fetch_chunk")
+
+
+def held(address):
+    """The chunk ids that a peer lists."""
+    return list(ask(address, chunks_query()).chunks_query.chunk_ids)
+
+
+def bytes_left(sock, most=16 << 20):
+    """How many bytes still come: so many, or until the other side closes the connection."""
+    count = 0
+    try:
+        while count < most and (more := len(sock.recv(1 << 20))):
+            count += more
+    except ConnectionError:
+        pass
+    return count
 
 
 # Bytes and digests.
@@ -335,9 +432,33 @@ def content_id(file):
     return hashlib.sha256(struct.pack("!QQ", file.size, file.chunk_size) + file.digests).digest()
 
 
+def spoilt_description(**changes):
+    """A description of four chunks in which these fields are others, or what a function makes of it."""
+    file = describe(some_bytes(3 * CHUNK + 1000))
+    for field, value in changes.items():
+        setattr(file, field, value(file) if callable(value) else value)
+    return file
+
+
+# The files that many tests distribute; conftest.py has the fixtures.
+
+FIVE_SIZE = 4 * CHUNK + 1000  # bytes: five chunks, the last one short
+FIVE_IDS = [0, CHUNK, 2 * CHUNK, 3 * CHUNK, 4 * CHUNK]
+KIB = 1024
+SMALL_CHUNK = 16 * KIB
+NINE_CHUNKS = some_bytes(8 * SMALL_CHUNK + 1000)  # the last one short
+
+
+def events_in(path, *kinds):
+    """The events of these kinds, or all, in a file that --events has written or will write."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [event for event in map(json.loads, lines) if not kinds or event["event"] in kinds]
+
+
 def eventually(condition, seconds=SECONDS, what="the condition"):
     """The first true value of condition(); for what can only be polled, such as a file or a peer list."""
-    give_up, before = time.monotonic() + patience(seconds), trace.received
+    wait, before = patience(seconds, starts=True), trace.answer
+    give_up = time.monotonic() + wait
     began = trace.count
     while True:
         value = condition()
@@ -347,8 +468,8 @@ def eventually(condition, seconds=SECONDS, what="the condition"):
             break
         trace.forget_since(began)
         time.sleep(0.01)
-    if trace.received is not before and trace.received[1] == "response":
-        raise gave_up(what, *trace.received)
+    if trace.answer is not before and not trace.ended():
+        raise gave_up(f"{what}, within {wait:.0f} s", trace.answer[0], "response", trace.answer[2])
     raise gave_up(what)
 
 
@@ -390,57 +511,109 @@ def program_environment():
     return {name: value for name, value in os.environ.items() if name not in OWN_ENVIRONMENT}
 
 
+def started(command, what, **options):
+    """The process that a command starts, with pipes for what it prints; it runs in the folder of the programs, and is told nothing of the tests."""
+    trace.step(f"started {what}: {' '.join(os.path.basename(str(word)) for word in command)[:100]}")
+    options.setdefault("env", program_environment())
+    try:
+        return subprocess.Popen(command, cwd=PROGRAMS, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, **options)
+    except OSError as error:
+        trace.judge(f"the start of {what}", f"{command[0]}: {error.strerror}{first_line(command[0])}")
+        raise AssertionError(f"cannot start {command[0]}: {error.strerror}") from None
+
+
+def first_line(path):
+    """What a script's first line asks for, in words; "" if it is none."""
+    try:
+        with open(shutil.which(path, path=f"{PROGRAMS}:{os.environ.get('PATH', '')}") or path, "rb") as file:
+            line = file.readline(200)
+    except OSError:
+        return ""
+    return f"; its first line asks for {line[2:].rstrip(bytes([10])).decode(errors='replace')!r}" if line.startswith(b"#!") else ""
+
+
+def texts_of(pipe):
+    """What a program prints, piece by piece: its beginning, OUTPUT bytes. The rest is read, slowly, and thrown away: it may print without end."""
+    kept, decoder = 0, None
+    for data in iter(lambda: pipe.read(1 << 16), b""):
+        if kept > OUTPUT:
+            time.sleep(0.01)
+            continue
+        decoder = decoder or codecs.getincrementaldecoder(encoding_of(data))("replace")
+        kept += len(data)
+        yield decoder.decode(data) + ("\n… and more, which is not kept" if kept > OUTPUT else "")
+
+
+def encoding_of(data):
+    """UTF-8, unless the first bytes are those of UTF-16, which some runtimes write: with its mark, or as ASCII."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    return {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get((data[:1] == b"\0", data[1:2] == b"\0") if data[2:4].count(0) == 1 else None, "utf-8")
+
+
+def read_to_the_end(*readers):
+    """Wait for the threads that read what a program printed; it has ended."""
+    for reader in readers:
+        reader.join(1)
+    if any(reader.is_alive() for reader in readers):  # somebody else holds the pipe
+        processes.end_all([program.pid for program in trace.programs])
+    for reader in readers:
+        reader.join()
+
+
 class Program:
     """A process whose output is read as it comes. Ends with the test (see conftest.py). `what` it is called in a report."""
 
     def __init__(self, command, what="the program under test", **options):
-        options.setdefault("env", program_environment())
         self.what = what
-        trace.step(f"started {what}: {' '.join(os.path.basename(str(word)) for word in command)[:100]}")
-        self.process = subprocess.Popen(command, cwd=PROGRAMS, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT, start_new_session=True, bufsize=0, **options)
+        self.process = started(command, what, stderr=subprocess.STDOUT, start_new_session=True, **options)
         trace.programs.append(self)
         self.pid = self.process.pid
         self.output = ""
+        self.all_read = False  # whether no more output will come
         self.stopped = False
         self.grown = threading.Condition()
         self.reader = threading.Thread(target=self.read)
         self.reader.start()
 
     def read(self):
-        """Read all that is said, keep its beginning, and slow down who says more: a program may print without end."""
-        kept, decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")
-        for data in iter(lambda: self.process.stdout.read(1 << 16), b""):
-            if kept > OUTPUT:
-                time.sleep(0.01)
-                continue
-            kept += len(data)
+        """Read all that is said."""
+        for text in texts_of(self.process.stdout):
             with self.grown:
-                self.output += decoder.decode(data) + ("\n… and more, which is not kept" if kept > OUTPUT else "")
+                self.output += text
                 self.grown.notify_all()
         with self.grown:
-            self.output += "\0"  # no more will come
+            self.all_read = True
             self.grown.notify_all()
 
     def tail(self):
         """The end of the output, for people."""
-        return "\n".join(self.output.rstrip("\0").splitlines()[-12:])[-2000:]
+        return "\n".join(self.output.splitlines()[-12:])[-2000:]
 
     def wait_for(self, pattern, seconds=SECONDS):
         """The match of a line of the output; fails with the output if it does not come."""
-        whole = pattern if not pattern.endswith("$") else pattern[:-1] + r"(?=\n)"  # a line may have come in part
+        whole = pattern if not pattern.endswith("$") else pattern[:-1] + r"(?=\r?\n)"  # a line may have come in part
         with self.grown:
-            self.grown.wait_for(lambda: re.search(whole, self.output, re.M) or "\0" in self.output, patience(seconds))
-            match = re.search(whole, self.output, re.M) or "\0" in self.output and re.search(pattern, self.output, re.M)
+            self.grown.wait_for(lambda: re.search(whole, self.output, re.M) or self.all_read, patience(seconds, starts=True))
+            match = re.search(whole, self.output, re.M) or self.all_read and re.search(pattern, self.output, re.M)
+        if not match and self.all_read:
+            self.ending()
         if not match:
             raise gave_up(f"a line of {self.what} like {pattern!r}", trace.ended() or f"its output: {self.tail() or '(none)'}")
         trace.step(f"{self.what} said: {match[0][:100]}")
         return match
 
+    def ending(self):
+        """Wait for the end of a program that has closed its output, which comes a moment later."""
+        try:
+            self.process.wait(1)
+        except subprocess.TimeoutExpired:
+            pass
+
     def wait(self, seconds=SECONDS):
         """The exit code, once it has ended and all of its output was read."""
         try:
-            code = self.process.wait(patience(seconds))
+            code = self.process.wait(patience(seconds, starts=True))
         except subprocess.TimeoutExpired:
             raise gave_up(f"the end of {self.what} within {seconds:g} s", "it still runs") from None
         trace.step(f"{self.what} ended with {exit_words(code)}")
@@ -450,7 +623,7 @@ class Program:
     def ends_with(self, code, pattern="", seconds=SECONDS):
         """Check exit code and output, and that there is no traceback; returns the output."""
         got = self.wait(seconds)
-        text = self.output.rstrip("\0")
+        text = self.output
         trace.judge(f"exit code {code}", f"{exit_words(got)}: {self.tail()}")
         assert got == code, f"expected exit code {code}, got {got}:\n{text}"
         trace.judge(f"a line like {pattern!r} in the output", self.tail())
@@ -475,11 +648,44 @@ class Program:
         except (ProcessLookupError, PermissionError):
             pass
         self.process.wait()
-        self.reader.join(1)
-        if self.reader.is_alive():  # somebody else holds the pipe
-            processes.end_all([program.pid for program in trace.programs])
-            self.reader.join()
+        read_to_the_end(self.reader)
         self.process.stdout.close()
+
+
+class Terminal:
+    """A process whose stdout is a terminal of this size. Ends with the test, as a Program does."""
+
+    def __init__(self, command, columns=80, lines=24, term="xterm", **variables):
+        self.here, there = os.openpty()
+        self.resize(columns, lines)
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=there, start_new_session=True,
+                                        env={**program_environment(), "PYTHONIOENCODING": "utf-8", "TERM": term, **variables})
+        os.close(there)
+
+    def resize(self, columns, lines=24):
+        fcntl.ioctl(self.here, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
+
+    def read(self, pattern=None, seconds=SECONDS):
+        """What came since the last time, up to where it matches, or to the end."""
+        came, until = "", time.monotonic() + seconds
+        while pattern is None or not re.search(pattern, came, re.M):
+            if not select.select([self.here], [], [], max(0, until - time.monotonic()))[0]:
+                raise gave_up(f"{pattern or 'the end'} on the terminal", came[-2000:])
+            try:
+                more = os.read(self.here, 1 << 16)
+            except OSError:  # some systems tell the end by an error
+                more = b""
+            if not more:
+                assert pattern is None, f"expected {pattern!r}, got {came!r}"
+                break
+            came += more.decode(errors="replace").replace("\r\n", "\n")
+        return came
+
+    def stop(self):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        os.close(self.here)
 
 
 def command(template, **values):
@@ -499,12 +705,23 @@ def peer_command(tracker, out, *extra):
 
 def finished(arguments, **options):
     """The process that these arguments start, once it has ended: returncode, stdout, stderr."""
-    options.setdefault("env", program_environment())
-    trace.step(f"started the program under test: {' '.join(os.path.basename(str(word)) for word in arguments)[:100]}")
-    process = subprocess.run(arguments, cwd=PROGRAMS, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                             timeout=2 * SECONDS, **options)
-    trace.step(f"it ended with {exit_words(process.returncode)}")
-    return process
+    what, said = "the program under test", {}
+    process = started(arguments, what, stderr=subprocess.PIPE, **options)
+    readers = [threading.Thread(target=lambda pipe=pipe: said.update({pipe: "".join(texts_of(pipe))})) for pipe in (process.stdout, process.stderr)]
+    for reader in readers:
+        reader.start()
+    try:
+        code = process.wait(2 * patience(SECONDS, starts=True))
+    except subprocess.TimeoutExpired:
+        raise gave_up(f"the end of {what} within {2 * SECONDS} s", "it still runs") from None
+    finally:
+        process.kill()
+        process.wait()
+        read_to_the_end(*readers)
+        process.stdout.close()
+        process.stderr.close()
+    trace.step(f"it ended with {exit_words(code)}")
+    return subprocess.CompletedProcess(arguments, code, said[process.stdout], said[process.stderr])
 
 
 def one_line(process, code):
@@ -568,9 +785,9 @@ class FakeServer:
 
     role = "a fake"
 
-    def __init__(self, host="127.0.0.1"):
+    def __init__(self, host="127.0.0.1", port=0):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.listener = socket.create_server((host, 0), family=family, backlog=128)
+        self.listener = socket.create_server((host, port), family=family, backlog=128)
         self.host = host
         self.port = self.listener.getsockname()[1]
         self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
@@ -642,7 +859,7 @@ class FakeServer:
         def found():
             with self.changed:
                 return [request for _, got, request in self.requests if got == name][:count]
-        give_up = time.monotonic() + patience(seconds)
+        give_up = time.monotonic() + patience(seconds, starts=True)
         while len(found()) < count:
             with self.changed:
                 self.changed.wait(min(0.25, max(0, give_up - time.monotonic())))
@@ -665,6 +882,14 @@ class FakeServer:
         with self.changed:
             return [at for at, got, _ in self.requests if got == name]
 
+    def hang_up(self):
+        """End every connection, as a program does that is started anew on its port."""
+        for sock in list(self.connections):
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
     def cut(self):
         """Close the port and every connection, as the end of a program does."""
         for sock in [self.listener, *self.connections]:
@@ -686,8 +911,8 @@ class FakeTracker(FakeServer):
 
     role = "the fake tracker"
 
-    def __init__(self, data, peers=(), chunk_size=CHUNK, lease_ms=10_000, file=None, host="127.0.0.1"):
-        super().__init__(host)
+    def __init__(self, data, peers=(), chunk_size=CHUNK, lease_ms=10_000, file=None, host="127.0.0.1", port=0):
+        super().__init__(host, port)
         self.file = file or describe(data, chunk_size)
         self.lease_ms = lease_ms
         self.peers = list(peers)    # addresses

@@ -1,14 +1,19 @@
 #!/usr/bin/env python3
-"""All tests, one pytest for each file, one more at a time than there are cores.
+"""All tests, one pytest for each file, several files at a time.
 
-    make test        or: python tests/run.py
+    make test        python tests/run.py             without those marked long
+    make check       python tests/run.py --all       with them, and make runs the gauntlet before
 
-Most tests wait for something most of the time, so three at a time take little more than a third of
-the time on two cores. Those that run whole gradings, which use all cores themselves, come after them,
-one at a time. Every file is a process of its own: what one leaves behind, none of the others sees. Exit
-code 0: all passed.
+Most tests wait for something most of the time, so several files at a time take a fraction of the time. Long tests run
+whole gradings and experiments, which use all cores themselves: they come after the others, two files at a time. Every file
+is a process of its own: what one leaves behind, none of the others sees.
+
+Each file is one line, with its seconds; of one with failures, all that pytest says. At the end stand the slowest files,
+what was skipped and why, and the totals alone on a line. --require WORDS: a test that was skipped for a reason with one
+of these words (a regular expression) counts as failed; .ci/run says so of what it has installed. Exit code 0: all passed.
 """
 
+import argparse
 import os
 import re
 import subprocess
@@ -17,41 +22,104 @@ import threading
 import time
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
-ALONE = ["test_starter.py", "test_grade.py", "test_second.py", "test_samples.py"]  # each runs stages of tests, many at a time
+sys.path.insert(1, os.path.join(os.path.dirname(TESTS), "lab", "grader"))
+
+import pace  # noqa: E402  (after the path)
+
+FIRST = ["test_grade.py", "test_starter.py", "test_faults_network.py", "test_faults_system.py", "test_command_line.py", "test_tools.py",
+         "test_simulate.py", "test_6_fetching.py", "test_7_faults.py", "test_notes.py"]  # the slowest: what begins last should be short
+AT_A_TIME = 2 * (os.cpu_count() or 1) + 1  # files
+LONG_ALONE = ["test_samples.py"]  # how soon a grading ends is among its tests
+LONG_FIRST = ["test_starter.py", "test_notes.py"]
+LONG_AT_A_TIME = 2  # files with long tests: one waits while the other computes; more would cost a grading marks
+SLOWEST = 8  # files that are named at the end
 
 
-def run(files, totals, lock):
-    """Take files from the list until none is left; print each one's output when it is whole."""
+class Results:
+    """What the files' runs came to."""
+
+    def __init__(self, require):
+        self.require = require
+        self.lock = threading.Lock()
+        self.counts = {"passed": 0, "failed": 0, "skipped": 0}
+        self.seconds = {}   # file -> seconds, of both its runs
+        self.skipped = []   # (file, reason)
+
+    def add(self, name, seconds, ended):
+        """Count a run, and print its line or all of its output."""
+        last = ended.stdout.rstrip().rpartition("\n")[2]
+        found = {what: int(count) for count, what in re.findall(r"(\d+) (passed|failed|skipped|error|deselected)", last)}
+        reasons = re.findall(r"^SKIPPED \[(\d+)\] [^:]+:\d+: (.*)$", ended.stdout, re.M)
+        missed = sum(int(count) for count, reason in reasons if self.require and re.search(self.require, reason))
+        failed = found.get("failed", 0) + found.get("error", 0)
+        if ended.returncode not in (0, 5) or ended.returncode == 5 and not found.get("deselected"):  # 5: none was selected
+            failed = failed or 1  # it ended before it could count
+        told = ", ".join(f"{found[what]} {what}" for what in ("passed", "failed", "error", "skipped") if found.get(what))
+        with self.lock:
+            self.seconds[name] = self.seconds.get(name, 0) + seconds
+            self.skipped += [(name, f"{reason} ({count} tests)" if count != "1" else reason) for count, reason in reasons]
+            self.counts["passed"] += found.get("passed", 0)
+            self.counts["failed"] += failed + missed
+            self.counts["skipped"] += found.get("skipped", 0) - missed
+            if told or failed:
+                print(f"{seconds:4.0f} s  {name:26} {told}", flush=True)
+            if failed:
+                print(ended.stdout, flush=True)
+
+    def show(self, seconds):
+        slowest = sorted(self.seconds, key=self.seconds.get, reverse=True)[:SLOWEST]
+        print("slowest: " + ", ".join(f"{name} {self.seconds[name]:.0f} s" for name in slowest))
+        for name, reason in sorted(set(self.skipped)):
+            print(f"skipped: {name}: {reason}")
+        if self.require and any(re.search(self.require, reason) for _, reason in self.skipped):
+            print(f"these count as failed, for they could have run: {self.require}")
+        print(f"{seconds:.0f} s")
+        print(", ".join(f"{count} {what}" for what, count in self.counts.items()))
+
+
+def run(names, marks, results):
+    """Take files from the list until none is left."""
     while True:
-        with lock:
-            if not files:
+        with results.lock:
+            if not names:
                 return
-            name = files.pop(0)
-        ended = subprocess.run([sys.executable, "-m", "pytest", os.path.join(TESTS, name)], stdin=subprocess.DEVNULL,
+            name = names.pop(0)
+        began = time.monotonic()
+        ended = subprocess.run([sys.executable, "-m", "pytest", "-rs", "-m", marks, os.path.join(TESTS, name)], stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-        with lock:
-            print(f"{name}\n{ended.stdout}", flush=True)
-            for count, what in re.findall(r"(\d+) (passed|failed|skipped|error)", ended.stdout.rstrip().rpartition("\n")[2]):
-                totals[what] = totals.get(what, 0) + int(count)
-            if ended.returncode and not totals.get("failed") and not totals.get("error"):
-                totals["error"] = 1  # it ended before it could count
+        results.add(name, time.monotonic() - began, ended)
 
 
-def main():
-    began = time.monotonic()
-    files = [name for name in os.listdir(TESTS) if re.fullmatch(r"test_\w+\.py", name)]
-    files.sort(key=lambda name: -os.path.getsize(os.path.join(TESTS, name)))  # the longest first, lest the last is long
-    totals, lock = {"passed": 0, "failed": 0}, threading.Lock()
-    together = [name for name in files if name not in ALONE]
-    workers = [threading.Thread(target=run, args=(together, totals, lock)) for _ in range(1 + (os.cpu_count() or 1))]
+def run_all(names, marks, at_a_time, results):
+    """Run the tests of these files that have or have not a mark, several files at a time."""
+    left = list(dict.fromkeys(names))
+    workers = [threading.Thread(target=run, args=(left, marks, results)) for _ in range(at_a_time)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    run([name for name in files if name in ALONE], totals, lock)
-    print(f"{time.monotonic() - began:.0f} s")
-    print(", ".join(f"{count} {what}" for what, count in totals.items()))
-    return 0 if totals["passed"] and not totals["failed"] and not totals.get("error") else 1
+
+
+def mentions_long(name):
+    with open(os.path.join(TESTS, name), encoding="utf-8") as source:
+        return "mark.long" in source.read()
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Run the tests.")
+    parser.add_argument("--all", action="store_true", help="the long ones too")
+    parser.add_argument("--require", metavar="WORDS", default="", help="count what is skipped for such a reason as failed")
+    args = parser.parse_args()
+    began, results = time.monotonic(), Results(args.require)
+    pace.share(0.3)  # for the gradings that tests run
+    names = sorted(name for name in os.listdir(TESTS) if re.fullmatch(r"test_\w+\.py", name))
+    names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    run_all(names, "not long", AT_A_TIME, results)
+    if args.all:
+        run_all(LONG_ALONE, "long", 1, results)
+        run_all([name for name in LONG_FIRST + names if mentions_long(name) and name not in LONG_ALONE], "long", LONG_AT_A_TIME, results)
+    results.show(time.monotonic() - began)
+    return 0 if results.counts["passed"] and not results.counts["failed"] else 1
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ import time
 import pytest
 
 import messages_pb2 as pb
-from harness import (CHUNK, active_proof, ask, connect, content_id, describe, eventually, framed, is_refused, join, listed,
-                     live, peer_list, receive_body, silent, timely)
-from test_1_join import refuses_what_is_no_address
+from checks import LEASE_MS, PROOFS, event_written, most_in_a_second, proves_every_third, refuses_what_is_no_address
+from harness import (CHUNK, Program, active_proof, ask, ask_all, connect, content_id, describe, eventually, framed, is_refused, join, listed,
+                     live, peer_list, program_environment, receive, silent, timely, tracker_command)
 
 A, B = "127.0.0.1:5001", "127.0.0.1:5002"
 
@@ -23,11 +23,11 @@ def short_lease(make_file, run_tracker):
 
 
 @pytest.mark.spec("AP-1")
-def test_the_answer_is_ok_in_the_bytes_of_the_spec(short_lease):
+def test_the_bytes_of_the_spec_are_answered_ok(short_lease):
     body = bytes.fromhex("12 10 0a 0e") + A.encode()
     with connect(short_lease) as sock:
         sock.sendall(len(body).to_bytes(8, "big") + body)
-        assert receive_body(sock) == bytes.fromhex("0a 00")
+        assert receive(sock).WhichOneof("type") == "ok"
 
 
 @pytest.mark.spec("AP-1", "AP-3")
@@ -76,7 +76,8 @@ def test_a_peer_is_listed_for_one_lease_after_its_last_proof_and_again_after_its
         renew(A, active_proof(A))
         eventually(all_are_gone, what="the end of all leases")
         assert timely(late_proof, 1) == ([B], [A, B])
-    assert max(at_least.values(), default=0) <= 1.01 and min(at_most.values()) >= 0.99, (at_least, at_most)
+    assert max(at_least.values(), default=0) <= 1.01, f"a peer was listed after the end of its lease: {at_least}"
+    assert min(at_most.values()) >= 0.99, f"a peer was gone before the end of its lease: {at_most}"
 
 
 @pytest.mark.spec("AP-2")
@@ -88,6 +89,16 @@ def test_a_proof_of_a_peer_that_never_joined_here_lists_it(short_lease):
     assert timely(prove, 1) == [A]
 
 
+@pytest.mark.spec("CL-15")
+@pytest.mark.takes(1)
+def test_a_tracker_writes_who_was_listed_by_a_proof_and_who_has_expired(make_file, run_tracker, tmp_path):
+    events = tmp_path / "tracker.events"
+    port = run_tracker(make_file(1)[0], expire=1, extra=["--no-seed", "--events", str(events)]).port
+    ask(port, active_proof(A))
+    event_written(events, "listed", peer=A)
+    event_written(events, "expired", peer=A)
+
+
 @pytest.mark.spec("AP-5")
 @pytest.mark.fault(17)
 def test_a_proof_of_what_is_no_address_is_refused_nothing_is_listed_and_the_connection_kept(make_file, run_tracker):
@@ -97,9 +108,10 @@ def test_a_proof_of_what_is_no_address_is_refused_nothing_is_listed_and_the_conn
 @pytest.mark.spec("AP-2", "JN-7")
 @pytest.mark.fault(18)
 def test_a_full_tracker_takes_a_proof_only_of_a_peer_that_it_lists(make_file, run_tracker):
-    with connect(run_tracker(make_file(1)[0], extra=["--no-seed"]).port) as sock:
-        for port in range(1001, 2001):
-            assert ask(sock, active_proof(f"127.0.0.1:{port}")).WhichOneof("type") == "ok", port
+    tracker, ports = run_tracker(make_file(1)[0], expire=3600, extra=["--no-seed"]), range(1001, 2001)
+    for port, answer in zip(ports, ask_all(tracker.port, [active_proof(f"127.0.0.1:{port}") for port in ports])):
+        assert answer.WhichOneof("type") == "ok", port
+    with connect(tracker.port) as sock:
         assert is_refused(ask(sock, active_proof("127.0.0.1:6001")), pb.FULL)
         assert ask(sock, active_proof("127.0.0.1:1001")).WhichOneof("type") == "ok"
 
@@ -125,23 +137,40 @@ def test_a_proof_counts_though_its_sender_does_not_wait_for_the_answer(make_file
     eventually(lambda: live(port) == [A], what="the proof")
 
 
+CLOCK_THAT_IS_SET = """
+import datetime, time
+now = time.time
+def set_by():
+    with open({path!r}) as file:
+        return float(file.read() or 0)
+class Datetime(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls.fromtimestamp(time.time(), tz)
+    @classmethod
+    def utcnow(cls):
+        return cls.utcfromtimestamp(time.time())
+time.time, time.time_ns, datetime.datetime = lambda: now() + set_by(), lambda: int(1e9 * (now() + set_by())), Datetime
+"""
+
+
+@pytest.mark.spec("CL-17", "AP-3")
+@pytest.mark.fault(21)
+@pytest.mark.parametrize("seconds, lease, left", [(7200, 3600, [A]), (-7200, 1, [])], ids=["forth", "back"])
+def test_setting_the_wall_clock_neither_ends_a_lease_nor_prolongs_it(make_file, ending, tmp_path, seconds, lease, left):
+    """Of a program in Python, that is: it finds a sitecustomize.py in which time.time() can be set. Others take no notice."""
+    clock = tmp_path / "seconds"
+    clock.write_text("0")
+    (tmp_path / "sitecustomize.py").write_text(CLOCK_THAT_IS_SET.format(path=str(clock)))
+    tracker = ending(Program(tracker_command(make_file(1)[0], "--no-seed", expire=lease), "the tracker under test",
+                             env={**program_environment(), "PYTHONPATH": str(tmp_path)}))
+    port = int(tracker.wait_for(r"listening on port (\d+)$")[1])
+    ask(port, join(A))
+    clock.write_text(str(seconds))
+    eventually(lambda: live(port) == left, what="a list of those whose lease has not run out")
+
+
 # What a peer does.
-
-LEASE_MS, PROOFS = 600, 4
-
-
-def proves_every_third(tracker, lease_ms=LEASE_MS):
-    """Wait until the time that usually is between two proofs is nearer to a third of the lease than to half of it.
-
-    The usual one is the median of five or more: a busy machine makes some longer, and the next ones shorter.
-    """
-    lease = lease_ms / 1000
-
-    def usual():
-        times = tracker.times("active_proof")
-        gaps = sorted(after - before for before, after in zip(times, times[1:]))
-        return gaps[len(gaps) // 2] if len(gaps) >= 5 else lease
-    eventually(lambda: usual() < 0.42 * lease, what=f"Active Proof every third of {lease_ms} ms")
 
 
 @pytest.fixture
@@ -163,6 +192,16 @@ def test_a_peer_proves_itself_every_third_of_the_lease_with_its_port_and_file(pr
         assert proof.listening_addr.rpartition(":")[2] == joined.rpartition(":")[2]
         assert proof.content_id in (b"", content_id(describe(data)))
     proves_every_third(tracker)
+
+
+@pytest.mark.spec("AP-4")
+@pytest.mark.takes(1)
+def test_told_no_lease_a_peer_proves_itself_and_not_without_end(proving):
+    tracker, _, _ = proving(lease_ms=0)
+    tracker.wait_for("active_proof")
+    began = time.monotonic()
+    eventually(lambda: time.monotonic() > began + 1 or tracker.count("active_proof") > 100, what="a second")
+    assert most_in_a_second(tracker.times("active_proof")) <= 60, "fifty, and some that a busy machine held up"
 
 
 @pytest.mark.spec("AP-7")

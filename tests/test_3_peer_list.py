@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from harness import CHUNK, ask, connect, eventually, join, listed, peer_list, receive_body
+from checks import NO_NEIGHBORS, asks_again_within_a_second, event_written
+from harness import ask, connect, eventually, join, listed, peer_list, receive, silent
 
 
 # What a tracker tells.
@@ -16,7 +17,8 @@ def test_the_list_of_no_peers_is_present_and_empty(make_file, run_tracker):
     path, _ = make_file(1)
     with connect(run_tracker(path, extra=["--no-seed"]).port) as sock:
         sock.sendall(bytes.fromhex("00 00 00 00 00 00 00 02 1a 00"))
-        assert receive_body(sock) == bytes.fromhex("1a 00")
+        answer = receive(sock)
+    assert answer.WhichOneof("type") == "peer_list" and not answer.peer_list.addresses
 
 
 @pytest.mark.spec("PL-1", "PL-2")
@@ -44,29 +46,6 @@ def test_a_lease_runs_out_however_often_its_machine_asks_for_the_list(make_file,
 # What a peer does with it.
 
 
-NO_NEIGHBORS = ["", "foo", ":", ":1", "1.2.3.4", "127.0.0.1:0", "127.0.0.1:70000", "[::1]", "999.1.1.1:80", "127.0.0.1:x",
-                "127.0.0.1\0:80", "\x1b[2J:80", "a" * 100_000]
-
-
-@pytest.fixture
-def leeching(make_file, fake_tracker, run_peer, tmp_path):
-    """leeching(peers): (fake tracker that lists these, OUT, the bytes of the file) for a peer under test that has none.
-
-    `more(address)` gives what the tracker lists besides, when it knows the address of the peer under test.
-    """
-    def run(peers=(), size=CHUNK, more=lambda address: []):
-        _, data = make_file(size)
-        tracker = fake_tracker(data, peers)
-
-        def on_join(request, sock):
-            tracker.peers += more(f"127.0.0.1:{request.listening_addr.rpartition(':')[2]}")
-            return tracker.on_join(request, sock)
-        tracker.answers["join"] = on_join
-        run_peer(tracker.port, tmp_path / "out.bin")
-        return tracker, tmp_path / "out.bin", data
-    return run
-
-
 def connections_to(port):
     """The connections of this machine to one of its own ports, as (local, remote), and most that have ended lately."""
     if sys.platform != "linux":
@@ -92,7 +71,7 @@ def test_a_peer_never_connects_to_itself(leeching):
     tracker, _, _ = leeching(more=more)
     port = int(tracker.joiner().rpartition(":")[2])
     tracker.wait_for("peer_list")  # a second later: whomever it was told of, it has dialled
-    assert connections_to(port) <= earlier[0]
+    assert not connections_to(port) - earlier[0], "the peer connected to its own port"
     with connect(port):  # one that has ended may be forgotten at once by a machine that has many
         eventually(lambda: not connections_to(port) <= earlier[0], what="a connection, for a real one would have been seen")
 
@@ -105,16 +84,17 @@ def test_a_peer_bears_what_is_no_address_and_looks_no_name_up(leeching, fake_pee
     assert not named.connections
 
 
-def asks_again_within_a_second(tracker):
-    """Wait until two requests for the list have come one after the other within about a second: a busy machine may hold up some."""
-    def gaps():
-        times = tracker.times("peer_list")
-        return [after - before for before, after in zip(times, times[1:])]
-    eventually(lambda: min(gaps(), default=9) < 1.5, what="another Peer List within about a second")
-
-
 @pytest.mark.spec("PL-5")
 def test_a_leecher_that_knows_nobody_asks_for_the_list_again_within_a_second(leeching):
     tracker, _, _ = leeching()
     tracker.wait_for("peer_list", 2)
     asks_again_within_a_second(tracker)
+
+
+@pytest.mark.spec("CL-15")
+def test_a_peer_writes_whom_it_has_for_a_neighbor(make_file, fake_tracker, fake_peer, run_peer, tmp_path):
+    _, data = make_file(1)
+    neighbor = fake_peer(data)
+    neighbor.answers["chunks_query"] = silent  # what the peer makes of answers is of later stages
+    run_peer(fake_tracker(data, [neighbor.address]).port, tmp_path / "out.bin", extra=["--events", str(tmp_path / "peer.events")])
+    event_written(tmp_path / "peer.events", "neighbor_added", neighbor=neighbor.address)

@@ -4,35 +4,8 @@ import time
 
 import pytest
 
-from harness import CHUNK, ask, chunks_query, connect, eventually, receive_body, silent
-
-SIZE = 4 * CHUNK + 1000  # five chunks, the last one short
-IDS = [0, CHUNK, 2 * CHUNK, 3 * CHUNK, 4 * CHUNK]
-
-
-@pytest.fixture
-def data(make_file):
-    return make_file(SIZE)[1]
-
-
-@pytest.fixture
-def start(data, fake_tracker, run_peer, tmp_path):
-    """start(neighbors): (the address of a peer under test that was told of these, OUT)."""
-    def run(*neighbors, complete=False):
-        if complete:
-            (tmp_path / "out.bin").write_bytes(data)
-        run.tracker = tracker = fake_tracker(data, [neighbor.address for neighbor in neighbors])
-        run_peer(tracker.port, tmp_path / "out.bin")
-        return tracker.joiner(), tmp_path / "out.bin"
-    return run
-
-
-def ids(where, known=0):
-    """The ids that a peer lists."""
-    answer = ask(where, chunks_query(known))
-    assert answer.WhichOneof("type") == "chunks_query"
-    return list(answer.chunks_query.chunk_ids)
-
+from checks import ids
+from harness import FIVE_IDS as IDS, ask, chunks_query, connect, eventually, receive, silent, timely
 
 # What a peer says.
 
@@ -42,7 +15,8 @@ def test_the_list_of_a_peer_that_holds_nothing_is_present_and_empty(start):
     address, _ = start()
     with connect(address) as sock:
         sock.sendall(bytes.fromhex("00 00 00 00 00 00 00 02 22 00"))
-        assert receive_body(sock) == bytes.fromhex("22 00")
+        answer = receive(sock)
+    assert answer.WhichOneof("type") == "chunks_query" and not answer.chunks_query.chunk_ids
 
 
 @pytest.mark.spec("CQ-1", "CQ-3")
@@ -63,10 +37,15 @@ def test_who_waits_for_news_that_do_not_come_is_answered_when_the_wait_is_over(s
     eventually(lambda: len(ids(address)) == 5, what="the list of all chunks")
     with connect(address) as sock:
         for known, wait_ms in [(0, 2**32 - 1), (5, 2**32 - 1), (5, 300), (5, 0)]:
-            began = time.monotonic()
-            answer = ask(sock, chunks_query(known, wait_ms))
-            assert len(answer.chunks_query.chunk_ids) == 5 - known
-            assert time.monotonic() - began < 2.5
+            took = []  # seconds; a busy machine may hold up one answer or another
+
+            def wait():
+                began = time.monotonic()
+                answer = ask(sock, chunks_query(known, wait_ms))
+                took.append(time.monotonic() - began)
+                return len(answer.chunks_query.chunk_ids)
+            assert timely(wait, 2.5) == 5 - known
+            assert min(took) < 2.5
 
 
 # What a peer makes of what others say.
@@ -81,7 +60,7 @@ def test_every_neighbor_is_asked_what_it_has_from_the_beginning_though_none_answ
     start(*neighbors)
     for neighbor in neighbors:
         assert neighbor.wait_for("chunks_query").known == 0
-        assert [name for _, name, _ in neighbor.requests] == ["chunks_query"]
+        assert {name for _, name, _ in neighbor.requests} == {"chunks_query"}
 
 
 @pytest.mark.spec("PL-4")
@@ -92,8 +71,11 @@ def test_a_peer_keeps_to_fifty_neighbors_however_many_there_are(start, fake_peer
     start(*neighbors)
 
     def open_connections():
-        return sum(sock.fileno() >= 0 for neighbor in neighbors for sock in list(neighbor.connections))
-    eventually(lambda: open_connections() >= 50, what="fifty neighbors")
+        """How many each neighbor has that has any."""
+        counts = [sum(sock.fileno() >= 0 for sock in list(neighbor.connections)) for neighbor in neighbors]
+        return [count for count in counts if count]
+    eventually(open_connections, what="a neighbor")
     tracker = start.tracker
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # seconds, in which it may dial further ones
-    assert open_connections() == 50
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # seconds, in which it dials further ones
+    counts = open_connections()
+    assert len(counts) <= 50 and max(counts) <= 2

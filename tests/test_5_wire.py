@@ -3,25 +3,8 @@
 import pytest
 
 from harness import CHUNK, active_proof, ask, chunks_query, eventually, fetch_chunk, join, peer_list
-from test_0_wire import Server
-from test_0_wire import (  # noqa: F401  (tests, for the fixture below)
-    test_the_length_of_an_answer_does_not_count_its_own_eight_bytes,
-    test_a_frame_that_comes_byte_by_byte_is_answered,
-    test_a_frame_that_pauses_in_the_middle_is_answered,
-    test_two_frames_in_one_segment_are_both_answered,
-    test_many_requests_on_one_connection_are_answered_in_their_order,
-    test_a_client_may_use_each_connection_for_one_request,
-    test_a_connection_that_ends_at_any_byte_of_a_frame_ends_nothing_else,
-    test_a_connection_whose_end_is_in_the_middle_of_a_frame_is_closed,
-    test_clients_that_say_nothing_or_half_a_frame_keep_nobody_waiting,
-    test_a_request_that_announces_too_much_is_closed_at_once_and_takes_no_memory,
-    test_a_request_of_65536_bytes_is_still_answered,
-    test_bytes_that_are_no_message_end_that_connection_and_no_other,
-    test_a_request_without_a_known_type_is_answered_bad_and_the_connection_kept,
-    test_a_request_for_the_other_role_is_answered_bad_and_the_connection_kept,
-    test_unknown_fields_of_a_request_are_ignored,
-    test_five_hundred_random_frames_are_closed_or_bad)
-from test_3_wire import test_nonsense_is_closed_or_bad_and_the_next_good_request_is_answered  # noqa: F401
+from wire_tests import *  # noqa: F403  (the tests)
+from wire_tests import Server, a_request_has_ten_seconds, nonsense_is_closed_or_bad
 
 FOREIGN = [join("127.0.0.1:5000"), active_proof("127.0.0.1:5000"), peer_list()]
 
@@ -38,3 +21,17 @@ def server(make_file, fake_tracker, run_peer, tmp_path):
     server = Server(program, address, [chunks_query(), fetch_chunk(0)], ["chunks_query", "chunk"], FOREIGN)
     yield server
     server.stop()
+
+
+@pytest.mark.spec("WF-6", "WF-7", "WF-10")
+@pytest.mark.fault(6, 7)
+def test_nonsense_is_closed_or_bad_and_the_next_good_request_is_answered(server):
+    nonsense_is_closed_or_bad(server)
+
+
+@pytest.mark.slow
+@pytest.mark.takes(11)
+@pytest.mark.spec("WF-9")
+@pytest.mark.fault(5)
+def test_a_request_has_ten_seconds_from_its_first_byte_and_no_more(server):
+    a_request_has_ten_seconds(server)

@@ -1,32 +1,18 @@
 """The swarm: peers that fetch from each other, and what they do when others come, go or dawdle (SPEC.md, clauses SW)."""
 
+import os
 import threading
 import time
 
 import pytest
 
-from harness import SECONDS, ask, chunks_query, eventually, fetch_chunk, join, peer_list, some_bytes, split
+from checks import event_written, waits_idly
+from harness import SECONDS, after, ask, busy_until, eventually, fetch_chunk, held, join, peer_list, some_bytes, split
 import messages_pb2 as pb
 from messages_pb2 import Response
 
 CHUNK = 16 * 1024
 DATA = some_bytes(8 * CHUNK + 1000)  # nine chunks, the last one short
-BUSY = Response(bad=Response.Bad(code=pb.BUSY, reason="as the test wants it"))
-
-
-def held(address):
-    """The chunk ids that a peer lists."""
-    return ask(address, chunks_query()).chunks_query.chunk_ids
-
-
-def busy_until(event, fake):
-    """An answer that is BUSY until the event, and honest then."""
-    return lambda request, sock: fake.on_fetch_chunk(request, sock) if event.is_set() else BUSY
-
-
-def after(event, fake):
-    """An answer that waits for an event."""
-    return lambda request, sock: event.wait(SECONDS) and fake.on_fetch_chunk(request, sock)
 
 
 @pytest.fixture
@@ -79,20 +65,20 @@ def test_five_leechers_end_with_the_same_bytes_that_the_tracker_seeds(make_file,
 
 
 @pytest.mark.spec("SW-1", "SW-2", "SW-3")
-@pytest.mark.takes(1.5)
-def test_five_leechers_of_a_slow_seeder_give_each_other_most_of_the_bytes(make_file, run_tracker, run_peer, fake_peer, tmp_path):
+@pytest.mark.takes(3)
+def test_five_leechers_of_a_slow_seeder_give_each_other_many_of_the_bytes(make_file, run_tracker, run_peer, fake_peer, tmp_path):
     path, data = make_file(30 * CHUNK + 7)
     tracker, seeder, link = run_tracker(path, expire=3600, extra=["--chunk-size", "16K", "--no-seed"]), fake_peer(data, chunk_size=CHUNK), threading.Lock()
 
     def one_after_the_other(request, sock):
         with link:
-            time.sleep(0.016)  # 1 MiB/s for all askers together
+            time.sleep(0.06)  # 270 KiB/s for all askers together: time for these to hear of each other
         return seeder.on_fetch_chunk(request, sock)
 
     seeder.answers["fetch_chunk"] = one_after_the_other
     ask(tracker.port, join(seeder.address))
     check_leechers(run_peer, tracker, tmp_path, data)
-    assert 31 <= seeder.count("fetch_chunk") < 3.5 * 31, "the seeder sent each chunk to nearly everyone"
+    assert 31 <= seeder.count("fetch_chunk") < 4.5 * 31, "the seeder sent each chunk to everyone"  # an early endgame asks it for some in vain
 
 
 # SW-1: from several at once, the rarest first.
@@ -142,6 +128,29 @@ def test_the_rarest_chunk_is_asked_for_first(tracker, neighbor, run_peer, out, g
     assert second in (2 * CHUNK, 3 * CHUNK, 4 * CHUNK)
 
 
+@pytest.mark.spec("SW-1", "SW-6")
+@pytest.mark.takes(3)
+def test_neighbors_that_are_gone_do_not_count_when_the_rarest_chunk_is_chosen(tracker, neighbor, run_peer, out, gate):
+    """Three had chunk 6 and went. Of those that are there, one has all, and one all but chunk 6."""
+    gone = [neighbor([6]) for _ in range(3)]
+    for fake in gone:
+        fake.answers["fetch_chunk"] = lambda request, sock: BUSY
+    other = neighbor([0, 1, 2, 3, 4, 5, 7, 8])
+    other.answers["fetch_chunk"] = busy_until(gate, other)
+    program = run_peer(tracker.port, out, ["--leave"])
+    for fake in [*gone, other]:
+        fake.wait_for("fetch_chunk")
+    tracker.peers.clear()
+    for fake in gone:
+        fake.stop()
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # a second or two later: whom it has called again, it has not reached
+    rich = neighbor()
+    rich.wait_for("fetch_chunk")
+    gate.set()
+    program.ends_with(0)
+    assert rich.fetched()[0] == 6 * CHUNK
+
+
 @pytest.mark.spec("SW-1")
 def test_while_there_are_others_a_chunk_that_is_under_way_is_asked_of_nobody_else(tracker, neighbor, run_peer, out, gate):
     """Two neighbors have everything, a third all but chunk 6: that is the rarest, and only one of the two is asked for it."""
@@ -174,7 +183,7 @@ def test_each_neighbor_is_asked_only_for_what_it_has(tracker, neighbor, run_peer
 @pytest.mark.spec("CL-3")
 def test_out_is_there_when_it_is_whole_and_not_before(tracker, neighbor, run_peer, out, gate):
     part, slow = out.with_name("out.bin.part"), neighbor()
-    slow.answers["fetch_chunk"] = after(gate, slow)
+    slow.answers["fetch_chunk"] = after(gate, slow.on_fetch_chunk)
     neighbor([4, 2])
     program = run_peer(tracker.port, out, ["--leave"])
     address = tracker.joiner()
@@ -191,7 +200,7 @@ def test_out_is_there_when_it_is_whole_and_not_before(tracker, neighbor, run_pee
 @pytest.mark.spec("SW-2", "CQ-1", "CQ-2")
 def test_a_chunk_is_offered_as_soon_as_it_is_held(tracker, neighbor, run_peer, out, gate):
     quick, slow = neighbor([4]), neighbor()
-    slow.answers["fetch_chunk"] = after(gate, slow)
+    slow.answers["fetch_chunk"] = after(gate, slow.on_fetch_chunk)
     program = run_peer(tracker.port, out, ["--leave"])
     address = tracker.joiner()
     eventually(lambda: held(address) == [4 * CHUNK], what="the first chunk in the list")
@@ -209,6 +218,15 @@ def test_a_chunk_travels_through_a_leecher_that_is_not_complete_itself(tracker, 
     elsewhere = fake_tracker(DATA, [tracker.joiner()], chunk_size=CHUNK)  # knows only the one in the middle
     run_peer(elsewhere.port, tmp_path / "end.bin")
     eventually(lambda: set(held(elsewhere.joiner())) == {2 * CHUNK, 5 * CHUNK}, what="both chunks at the end of the chain")
+
+
+@pytest.mark.spec("CL-15")
+def test_a_leecher_writes_what_it_has_fetched_of_whom_and_that_it_is_complete(tracker, neighbor, run_peer, out, tmp_path):
+    half, all_of_it = neighbor(range(5)), neighbor()
+    run_peer(tracker.port, out, extra=["--events", str(tmp_path / "peer.events")])
+    event_written(tmp_path / "peer.events", "fetched", chunk=8 * CHUNK, bytes=1000, of=all_of_it.address)
+    event_written(tmp_path / "peer.events", "complete", bytes=len(DATA))
+    assert event_written(tmp_path / "peer.events", "fetched", chunk=0)["of"] in (half.address, all_of_it.address)
 
 
 @pytest.mark.spec("SW-3")
@@ -231,16 +249,31 @@ def test_a_leecher_that_became_complete_goes_on_giving(tracker, neighbor, run_pe
     assert program.process.poll() is None
 
 
+@pytest.mark.spec("CL-19")
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="only Linux tells for how long a thread has run")
+@pytest.mark.parametrize("complete", [True, False], ids=["seeds", "waits_for_chunks"])
+@pytest.mark.takes(1)
+def test_a_peer_that_waits_does_not_compute(tracker, neighbor, run_peer, out, complete):
+    if complete:
+        out.write_bytes(DATA)
+    neighbor([3])
+    program = run_peer(tracker.port, out)
+    eventually(lambda: held(tracker.joiner()), what="a chunk in the list")
+    waits_idly(program)
+
+
 # SW-5: endgame.
 
 
 @pytest.mark.spec("SW-5")
 def test_a_neighbor_that_dawdles_over_one_chunk_does_not_delay_the_end(tracker, neighbor, run_peer, out, gate):
     dawdler, others = neighbor(), [neighbor(), neighbor()]
-    dawdler.answers["fetch_chunk"] = after(gate, dawdler)
+    dawdler.answers["fetch_chunk"] = after(gate, dawdler.on_fetch_chunk)
     for fake in others:
         fake.answers["fetch_chunk"] = lambda request, sock, fake=fake: dawdler.wait_for("fetch_chunk") and fake.on_fetch_chunk(request, sock)
-    run_peer(tracker.port, out, ["--leave"]).ends_with(0, seconds=6)  # the dawdler is waited for ten seconds
+    program = run_peer(tracker.port, out, ["--leave"])
+    dawdler.wait_for("fetch_chunk")
+    program.ends_with(0, seconds=8)  # the dawdler is waited for ten seconds
     assert out.read_bytes() == DATA
     late = dawdler.fetched()[0]
     assert sum(fake.fetched().count(late) for fake in others) >= 1
@@ -252,7 +285,7 @@ def test_a_neighbor_that_dawdles_over_one_chunk_does_not_delay_the_end(tracker, 
 @pytest.mark.spec("SW-6", "FC-11")
 def test_a_neighbor_that_dies_with_a_chunk_under_way_is_replaced_by_another(tracker, neighbor, run_peer, out, gate):
     dying, other = neighbor(), neighbor()
-    dying.answers["fetch_chunk"] = after(gate, dying)
+    dying.answers["fetch_chunk"] = after(gate, dying.on_fetch_chunk)
     other.answers["fetch_chunk"] = busy_until(gate, other)
     program = run_peer(tracker.port, out, ["--leave"])
     dying.wait_for("fetch_chunk")
@@ -289,9 +322,9 @@ def test_a_neighbor_that_was_started_anew_with_nothing_is_asked_what_it_has_befo
     program = run_peer(tracker.port, out, ["--leave"])
     eventually(lambda: ("chunks_query", 0) in second_life, what="a question for the whole list of the second life")
     before = second_life[:second_life.index(("chunks_query", 0))]
-    assert sum(name == "fetch_chunk" for name, _ in before) <= 1, "only the request that was under way may be repeated"
+    assert sum(name == "fetch_chunk" for name, _ in before) <= 2, "only what was under way, over two connections at most, may be repeated"
     gate.set()
-    assert "banned" not in program.ends_with(0)
+    program.ends_with(0)
     assert out.read_bytes() == DATA
 
 

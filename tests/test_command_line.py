@@ -4,19 +4,22 @@ What goes wrong with files, disks, ports, signals and bugs (CL-5 to CL-7, CL-9, 
 what a tracker describes (FD-3, FD-5) is in test_faults_system.py.
 """
 
+import contextlib
 import hashlib
-import json
 import os
 import re
+import shlex
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 import harness
-from harness import (CHUNK, SECONDS, active_proof, ask, chunks_query, connect, describe, eventually, fetch_chunk, finished, framed, join,
+from harness import (CHUNK, SECONDS, active_proof, ask, chunks_query, connect, content_id, describe, eventually, events_in, fetch_chunk, finished, framed, join, kept, one_line,
                      peer_command, peer_list, split, timely, tracker_command)
 
 SIZE = 2 * CHUNK + 1000  # three chunks, the last one short
@@ -41,12 +44,6 @@ def the_seeder(tracker):
     address = eventually(lambda: addresses(tracker), what="a peer in the list")[0]
     eventually(lambda: ask(address, chunks_query()).chunks_query.chunk_ids, what="a chunk at the seeder")
     return address
-
-
-def events_in(path, kind=None):
-    """The objects in a file of events, of one kind or of all."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [event for event in map(json.loads, lines) if kind in (None, event["event"])]
 
 
 # The tracker.
@@ -91,7 +88,7 @@ def test_a_lease_that_the_answer_has_no_room_for_is_refused_or_cut(make_file, en
 
 def printed_commands(tracker):
     """(address, OUT) of each command with which to join that the tracker printed."""
-    return re.findall(rf"^\s+\S.*\s(\S+:{tracker.port}) (.+)$", tracker.output, re.M)
+    return re.findall(rf"^\s+\S.*\s'?(\S+:{tracker.port})'? (.+)$", tracker.output, re.M)
 
 
 @pytest.mark.spec("CL-2")
@@ -122,6 +119,92 @@ def test_the_printed_command_for_a_name_that_looks_like_an_option_names_a_file(m
     tracker = run_tracker(make_file(10, name="--leave")[0])
     for _, out in printed_commands(tracker):
         assert not out.strip("'").startswith("-"), f"{out} is taken for an option"
+
+
+@pytest.mark.spec("CL-2", "FD-4")
+def test_a_printed_command_can_be_pasted_as_it_is_and_takes_this_file_only(make_file, run_tracker):
+    skip_without_ipv6()
+    path, _ = make_file(SIZE)
+    tracker = run_tracker(path, extra=["--host", "::1", "--no-seed"])
+    (line,) = re.findall(r"^  (\S.*)$", tracker.output, re.M)
+    assert shlex.split(line)[1:] == ["peer.py", "--expect", content_id(describe(path.read_bytes())).hex(), f"[::1]:{tracker.port}", "file.bin"]
+    assert f"'[::1]:{tracker.port}'" in line, "some shells take brackets for a pattern"
+
+
+@pytest.mark.spec("CL-2")
+def test_addresses_are_told_with_their_interfaces_and_only_of_those_that_are_up(monkeypatch):
+    import tracker
+    names = dict(socket.if_nameindex())
+    found = tracker.own_addresses()
+    assert found and list(found)[-1] == "127.0.0.1"
+    if sys.platform.startswith("linux"):
+        assert found["127.0.0.1"] in names.values()
+        real = tracker.fcntl.ioctl
+        monkeypatch.setattr(tracker.fcntl, "ioctl", lambda sock, request, data: data if request == 0x8913 else real(sock, request, data))
+        assert not list(tracker.interfaces()), "their flags say that they are down"
+
+
+@pytest.mark.spec("CL-2")
+def test_the_default_routes_address_is_told_first_every_other_after_it_and_loopback_last(monkeypatch):
+    import tracker
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.51.100.1", 9))
+        except OSError:
+            pytest.skip("this machine has no default route")
+        first = probe.getsockname()[0]
+    monkeypatch.setattr(tracker, "interfaces", lambda: [("lo", "127.0.0.1"), ("br0", "172.17.0.1"), ("eth0", first), ("eth0", "10.9.9.9")])
+    found = tracker.own_addresses()
+    assert list(found)[0] == first and list(found)[-1] == "127.0.0.1" and found[first] == found["10.9.9.9"] == "eth0" and found["172.17.0.1"] == "br0"
+
+
+@pytest.mark.spec("CL-2")
+@pytest.mark.parametrize("size, words", [(10, " in 1 chunk of "), (SIZE, " in 3 chunks of ")])
+def test_chunks_are_counted_as_people_do(make_file, run_tracker, size, words):
+    assert words in run_tracker(make_file(size)[0], extra=["--no-seed"]).output
+
+
+@pytest.mark.spec("CL-2")
+def test_the_ports_that_others_must_reach_are_told_and_the_seeder_has_the_next_one(make_file, run_tracker):
+    path, _ = make_file(SIZE)
+    with two_free_ports() as (first, second):
+        tracker = run_tracker(path, port=first)
+        assert the_seeder(tracker) == f"127.0.0.1:{second}"
+        assert f"others must reach port {first} of this machine, and {second} for the seeder" in tracker.output
+
+
+@contextlib.contextmanager
+def two_free_ports():
+    """Two ports, one after the other, kept for a tracker and its seeder."""
+    for _ in range(100):
+        with kept(0) as first, contextlib.suppress(OSError, OverflowError), kept(first.getsockname()[1] + 1) as second:
+            yield first.getsockname()[1], second.getsockname()[1]
+            return
+    pytest.skip("no two free ports in a row")
+
+
+@pytest.mark.spec("CL-2")
+@pytest.mark.parametrize("given", [True, False], ids=["given", "the next"])
+def test_a_seeder_whose_port_is_taken_is_refused_if_it_was_given_and_takes_another_if_not(make_file, run_tracker, ending, given):
+    path, _ = make_file(SIZE)
+    with two_free_ports() as (first, second), socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("", second))
+        taken.listen()
+        if given:
+            ending(harness.Program(tracker_command(path, "--seed-port", second, port=first))).ends_with(9, f"port {second}")
+        else:
+            assert the_seeder(run_tracker(path, port=first)) != f"127.0.0.1:{second}"
+
+
+@pytest.mark.spec("CL-1")
+@pytest.mark.parametrize("host", ["*", "0", "[::1]"])
+def test_a_host_is_taken_as_people_write_it(make_file, run_tracker, host):
+    skip_without_ipv6()
+    tracker = run_tracker(make_file(SIZE)[0], extra=["--host", host])
+    where = ("::1" if "1" in host else "127.0.0.1", tracker.port)
+    assert eventually(lambda: ask(where, peer_list()).peer_list.addresses, what="a peer in the list")
+    assert host not in {address.rsplit(":", 1)[0] for address, _ in printed_commands(tracker)} - {"[::1]"}
 
 
 # The file's description.
@@ -243,6 +326,16 @@ def test_of_an_out_part_only_what_is_missing_or_wrong_is_fetched(fake_tracker, f
     assert out.read_bytes() == data and os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.spec("CL-7")
+def test_a_tracker_keeps_nobody_from_its_file(make_file, run_tracker, run_peer):
+    path, data = make_file(SIZE)
+    trackers = [run_tracker(path) for _ in range(2)]
+    run_peer(trackers[0].port, path, extra=["--leave"]).ends_with(0, "^complete")
+    assert path.read_bytes() == data
+    for tracker in trackers:
+        assert ask(the_seeder(tracker), fetch_chunk(0)).chunk == split(data)[0]
+
+
 # How long a peer stays.
 
 
@@ -325,7 +418,7 @@ def test_a_peer_listens_on_the_port_that_it_is_told(fake_tracker, run_peer, make
 
 
 @pytest.mark.spec("FD-2")
-@pytest.mark.parametrize("text, size", [("65536", 65_536), ("64k", 65_536), ("0.5M", 524_288), ("16M", 16_777_216)])
+@pytest.mark.parametrize("text, size", [("65536", 65_536), ("64k", 65_536), ("0.5M", 524_288), ("16M", 16_777_216), ("64KB", 65_536), ("1MiB", 1_048_576)])
 def test_a_size_takes_units_that_are_powers_of_1024(make_file, run_tracker, text, size):
     tracker = run_tracker(make_file(10)[0], extra=["--no-seed", "--chunk-size", text])
     assert ask(tracker.port, join("127.0.0.1:5000")).peer_list.file.chunk_size == size
@@ -409,7 +502,7 @@ def test_told_to_be_quiet_a_program_says_nothing_but_errors(make_file, run_track
     tracker = run_tracker(path)
     process = finished(peer_command(tracker.port, tmp_path / "out", "--leave", "--quiet"))
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
-    process = finished(peer_command(tracker.port, tmp_path, "--quiet"))
+    process = finished(peer_command(tracker.port, tmp_path / "missing" / "out", "--quiet"))
     assert (process.returncode, process.stdout, process.stderr.count("\n")) == (5, "", 1)
 
 
@@ -499,10 +592,10 @@ def test_progress_on_a_terminal_is_one_line_that_is_overwritten(half_way, tmp_pa
 
 
 WRONG_FOR_PEER = [
-    ["127.0.0.1", "OUT"], [":8000", "OUT"], ["host:0", "OUT"], ["host:70000", "OUT"], ["::1:8000", "OUT"], ["a..b:8000", "OUT"], ["x" * 64 + ":8000", "OUT"],
-    [], ["h:1"], ["h:1", "OUT", "more"], ["h:1", "OUT", "two\nlines"], ["h:1", "OUT", "--nonsense"], ["h:1", "OUT", "--leave", "--seed-for", "1"],
+    ["", "OUT"], [":8000", "OUT"], ["host:0", "OUT"], ["host:70000", "OUT"], ["::1:8000", "OUT"], ["a..b:8000", "OUT"], ["x" * 64 + ":8000", "OUT"],
+    [], ["h:1", "OUT", "more"], ["h:1", "OUT", "two\nlines"], ["h:1", "OUT", "--nonsense"], ["h:1", "OUT", "--leave", "--seed-for", "1"],
     ["h:1", "OUT", "--seed-for", "-1"], ["h:1", "OUT", "--port", "70000"], ["h:1", "OUT", "--port", "http"], ["h:1", "OUT", "--events", "/dev/null/events"],
-    ["h:1", "OUT", "--upload-limit", "0"], ["h:1", "OUT", "--upload-limit", "-1M"], ["h:1", "OUT", "--upload-limit", "inf"], ["h:1", "OUT", "--upload-limit", "1KB"],
+    ["h:1", "OUT", "--upload-limit", "0"], ["h:1", "OUT", "--upload-limit", "-1M"], ["h:1", "OUT", "--upload-limit", "inf"], ["h:1", "OUT", "--upload-limit", "1KX"],
 ]
 WRONG_FOR_TRACKER = [
     [], ["FILE", "more"], ["FILE", "--chunk-size", "0"], ["FILE", "--chunk-size", "17M"], ["FILE", "--chunk-size", "K"],
@@ -604,3 +697,180 @@ def test_whatever_the_wall_clock_does_a_peer_fetches_and_proves_in_time(fake_tra
     tracker.wait_for("active_proof", 10)
     times = tracker.times("active_proof")
     assert times[9] - times[0] > 0.1, "proofs came without a pause"
+
+
+# Less to type, and being told.
+
+
+@pytest.mark.spec("CL-10")
+@pytest.mark.parametrize("text, address", [("host", ("host", 8000)), ("10.0.0.1", ("10.0.0.1", 8000)), ("[::1]", ("::1", 8000)), ("h:1", ("h", 1))])
+def test_a_tracker_without_a_port_has_the_usual_one(text, address):
+    import peer
+    assert peer.tracker_address(text) == address
+
+
+@pytest.mark.spec("CL-3")
+@pytest.mark.parametrize("arguments", [[], ["."], ["folder"]], ids=["left_out", "this_folder", "a_folder"])
+def test_in_a_folder_out_has_the_name_that_the_tracker_tells_and_replaces_nothing(fake_tracker, fake_peer, tmp_path, arguments):
+    data = harness.some_bytes(SIZE)
+    (tmp_path / "folder").mkdir()
+    out = tmp_path.joinpath(*arguments, "the name.bin")
+    tracker = fake_tracker(data, [fake_peer(data).address], file=describe(data, name="the name.bin"))
+    command = [sys.executable, os.path.join(harness.ROOT, "peer.py"), tracker.address, *arguments, "--leave"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert process.returncode == 0 and "the name.bin" in process.stdout and out.read_bytes() == data
+    out.write_bytes(b"mine")
+    one_line(subprocess.run([*command, "--force"], cwd=tmp_path, capture_output=True, text=True, timeout=20), 5)
+    assert out.read_bytes() == b"mine"
+
+
+HOSTILE = ["", ".", "..", "...", "/", "//", "\\", "../x", "../../x", "/etc/passwd", "C:\\x", "a/../../b", "a/", "-", "--force", "-rf", "~", "~/x", ".bashrc", ".ssh/config",
+           "\0", "a\0b", "a\nb", "a\rb", "\x1b[2J", "\x07", "\x7f", "\u202egpj.exe", "\u2028", "\ufeffx", "\u200b", " ", " x ", "\t", "x" * 5000, "é" * 300, "日本" * 200,
+           "con", "nul", "x.part", "a|b", "a;b", "$(x)", "`x`", "*", "?", "'", '"', "a b", "😀" * 100, "..\\..\\x"]
+
+
+@pytest.mark.spec("FD-5")
+@pytest.mark.fault(41)
+@pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name[:12]))
+def test_whatever_name_a_tracker_tells_it_becomes_one_in_this_folder(name, tmp_path):
+    import peer
+    safe = peer.safe_name(name)
+    assert safe and not set(safe) & set("/\\\0\n\r\x1b") and not safe.startswith((".", "-")) and safe.isprintable()
+    (tmp_path / f"{safe}.part").write_bytes(b"")
+    assert os.listdir(tmp_path) == [f"{safe}.part"]
+
+
+@pytest.mark.spec("CL-12", "CL-15")
+@pytest.mark.parametrize("name", ["out", "out.part", "./out", "link"])
+def test_events_are_not_written_into_the_file_itself(make_file, tmp_path, name):
+    path, data = make_file(SIZE)
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    one_line(finished(peer_command(9, tmp_path / "out", "--events", os.path.join(tmp_path, name))), 2)
+    one_line(finished(tracker_command(path, "--events", path)), 2)
+    assert path.read_bytes() == data and not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()
+
+
+@pytest.mark.spec("CL-4", "CL-18")
+def test_a_resumed_download_says_how_much_is_here(fake_tracker, fake_peer, run_peer, tmp_path):
+    data = harness.some_bytes(4 * CHUNK)
+    (tmp_path / "out.part").write_bytes(data[:3 * CHUNK])
+    tracker = fake_tracker(data, [fake_peer(data).address])
+    assert "resuming: 768.0 KiB of 1.0 MiB are here" in run_peer(tracker.port, tmp_path / "out", extra=["--leave"]).ends_with(0)
+
+
+@pytest.mark.spec("CL-18")
+@pytest.mark.parametrize("left, words", [(59, "0:00:59 left"), (3661, "1:01:01 left"), (400_000, "4 days, 15:06:40 left")])
+def test_long_times_are_told_in_hours_and_minutes(left, words):
+    import peer
+    file = peer.Description("a", 400_000, 1000, bytes(400 * 32))
+    assert words in peer.progress(file, left, [(0.0, 0), (1.0, 1)], 1)
+
+
+@pytest.mark.spec("SW-4", "CL-18")
+def test_a_tracker_that_is_gone_is_told_once(fake_tracker, run_peer, tmp_path):
+    tracker = fake_tracker(harness.some_bytes(SIZE), lease_ms=300)
+    peer = run_peer(tracker.port, tmp_path / "out")
+    tracker.wait_for("active_proof")
+    tracker.stop()
+    peer.wait_for("^no answer from the tracker: .*; going on without it$")
+    time.sleep(0.5)  # the fault's time: five more proofs
+    assert peer.output.count("no answer from the tracker: ") == 1
+
+
+@pytest.mark.spec("CL-10", "CL-13")
+def test_another_program_at_the_trackers_port_is_told_by_what_it_says(fake_tracker, run_patched, tmp_path):
+    tracker = fake_tracker(b"")
+    tracker.answers["join"] = lambda request, sock: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    run_patched("peer", "peer.TRACKER_SECONDS = 0.3", [tracker.address, tmp_path / "out"]).ends_with(3, r"no tracker at .*: b'HTTP/1\.1'")
+
+
+@pytest.mark.spec("CL-10")
+def test_of_the_addresses_of_a_name_the_one_that_answered_is_tried_first(fake_tracker, run_patched, tmp_path):
+    tracker = fake_tracker(harness.some_bytes(SIZE), lease_ms=300)
+    changes = ("import socket; real = socket.create_connection\n"
+               "def create_connection(address, **options): print('dialled', address, flush=True); return real(address, **options)\n"
+               "socket.create_connection = create_connection")
+    peer = run_patched("peer", changes, [f"localhost:{tracker.port}", tmp_path / "out"])
+    tracker.wait_for("active_proof", 2)
+    dialled = re.findall(r"dialled \('(.+)', ", peer.output)
+    assert dialled[0] == "localhost" and set(dialled[1:]) == {"127.0.0.1"}
+
+
+@pytest.mark.spec("CL-18")
+def test_a_progress_line_fits_into_the_terminal_as_it_is_now(ending, half_way, tmp_path):
+    tracker, neighbor = half_way
+    terminal = ending(harness.Terminal(peer_command(tracker.port, tmp_path / "out", "--leave"), columns=24))
+    assert max(map(len, re.findall(r"\x1b\[K([^\r\n]*%[^\r\n]*)", terminal.read(r" 33\.3 %.*\r")))) == 23
+    terminal.resize(200)
+    terminal.read(r" 33\.3 %.* 1 neighbor .*\r")
+    neighbor.released.set()
+    terminal.read(r"complete: ")
+
+
+@pytest.mark.spec("CL-18")
+def test_a_terminal_that_knows_no_escapes_gets_none(ending, half_way, tmp_path):
+    tracker, neighbor = half_way
+    terminal = ending(harness.Terminal(peer_command(tracker.port, tmp_path / "out", "--leave"), term="dumb"))
+    neighbor.wait_for("fetch_chunk", 2)
+    neighbor.released.set()
+    assert "\x1b" not in terminal.read(r"^complete.*\n")
+
+
+# Threads, and time that passed in sleep.
+
+
+@pytest.mark.fault(50)
+@pytest.mark.spec("WF-10", "SW-6")
+def test_a_peer_that_can_start_few_threads_completes_from_many_neighbors(fake_tracker, fake_peer, run_patched, tmp_path):
+    data = harness.some_bytes(9 * 1000)
+    neighbors = [fake_peer(data, chunk_size=1000) for _ in range(12)]
+    tracker = fake_tracker(data, [neighbor.address for neighbor in neighbors], chunk_size=1000)
+    peer = run_patched("peer", FEW_THREADS.format(most=10), [tracker.address, tmp_path / "out", "--leave", "--events", tmp_path / "events"])
+    peer.ends_with(0)
+    assert (tmp_path / "out").read_bytes() == data
+    assert any("can't start" in event["reason"] for event in events_in(tmp_path / "events", "neighbor_dropped"))
+
+
+FEW_THREADS = """
+import threading
+start = threading.Thread.start
+def limited(thread):
+    if threading.active_count() >= {most}:
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = limited
+"""
+
+
+@pytest.mark.fault(50)
+@pytest.mark.spec("WF-10")
+def test_a_tracker_that_can_start_few_threads_closes_what_waits_and_goes_on(make_file, run_patched):
+    path, _ = make_file(10)
+    tracker = run_patched("tracker", FEW_THREADS.format(most=10), [path, "--port", "0", "--no-seed"])
+    port = int(tracker.wait_for(r"listening on port (\d+)$")[1])
+    with contextlib.ExitStack() as idle:
+        for _ in range(12):
+            idle.enter_context(connect(port))
+        eventually(lambda: answers(port), what="an answer, for one of those that wait is closed")
+    assert "Traceback" not in tracker.output
+
+
+def answers(port):
+    try:
+        return ask(port, peer_list()).WhichOneof("type") == "peer_list"
+    except (OSError, AssertionError, EOFError):
+        return False
+
+
+@pytest.mark.fault(51)
+@pytest.mark.spec("SW-7", "CL-17")
+def test_a_time_that_a_peer_slept_through_is_no_time_without_a_neighbor(fake_tracker, fake_peer, run_patched, tmp_path):
+    data = harness.some_bytes(SIZE)
+    tracker = fake_tracker(data)
+    peer = run_patched("peer", "peer.LOST_SECONDS = 2.5; peer.REFRESH_SECONDS = 0.1", [tracker.address, tmp_path / "out", "--leave"])
+    peer.wait_for("^waiting for a neighbor")
+    peer.signal(signal.SIGSTOP)
+    time.sleep(3)  # the fault's time: longer than a swarm may be lost
+    tracker.peers.append(fake_peer(data).address)
+    peer.signal(signal.SIGCONT)
+    peer.ends_with(0)

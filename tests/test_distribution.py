@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -85,16 +86,48 @@ def test_the_table_has_measured_over_bound_for_each_point():
     assert lines[2].split() == "client–server 4 10.100 10.000 1.010 - 1.00 files 25 %".split()
 
 
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(points, path):
+    """The root of the figure's SVG."""
+    distribution.draw(points, points[-1].setup, path)
+    return ElementTree.parse(path).getroot()
+
+
 @pytest.mark.parametrize("seeder, curves", [(1, 3), (10, 2)])
-def test_the_figure_has_the_curves_and_every_point(tmp_path, seeder, curves):
-    points = [point([9 + n], n=n, client_server=cs, seeder=seeder) for cs in (True, False) for n in (1, 2, 4)]
-    distribution.draw(points, points[-1].setup, tmp_path / "x.svg")
-    root = ElementTree.parse(tmp_path / "x.svg").getroot()
-    tips = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
-    assert [tip for tip in tips if tip.endswith(" s")] == [f"N = {n}: {9 + n:.3f} s" for n in (1, 2, 4)] * 2
+@pytest.mark.parametrize("numbers", [(1, 2, 4), (1, 2, 4, 8, 16, 32), (5,)])
+def test_the_figure_has_the_curves_and_every_point(tmp_path, seeder, curves, numbers):
+    points = [point([9 + n], n=n, client_server=cs, seeder=seeder) for cs in (True, False) for n in numbers]
+    root = drawn(points, tmp_path / "x.svg")
+    tips = [element.text for element in root.iter(f"{SVG}title")]
+    assert [tip for tip in tips if tip.endswith(" s")] == [f"N = {n}: {9 + n:.3f} s" for n in numbers] * 2
     text = "".join(root.itertext())
     assert "distribution time (s)" in text and "number of leechers N" in text and "prefers-color-scheme: dark" in text
-    assert ("floor of chunks" in text) == (curves == 3)
+    assert ("floor of chunks (M" in text) == (curves == 3)
+
+
+def test_in_the_figure_n_doubles_from_mark_to_mark_and_dashed_is_what_theory_says(tmp_path):
+    root = drawn([point([9 + n], n=n, client_server=cs) for cs in (True, False) for n in (1, 2, 4, 8)], tmp_path / "x.svg")
+    numbers = [float(element.get("x")) for element in root.iter(f"{SVG}text") if element.text in ("1", "2", "4", "8") and element.get("text-anchor") == "middle"]
+    assert len(numbers) == 8 and numbers[:4] == numbers[4:]
+    assert [after - before for before, after in zip(numbers, numbers[1:4])] == pytest.approx([numbers[1] - numbers[0]] * 3, abs=0.11)
+    dashed = [element for element in root.iter(f"{SVG}path") if element.get("stroke-dasharray")]
+    assert len({element.get("stroke-dasharray") for element in dashed}) == 1 and len(dashed) == 2 * (3 + 1), "three bounds, what is possible, and their labels"
+
+
+@pytest.mark.parametrize("most", [0.96, 1.0, 39.0, 40.0, 40.1])
+def test_every_point_is_below_the_highest_number_on_the_axis(tmp_path, most):
+    root = drawn([point([most], n=n) for n in (1, 2)], tmp_path / "x.svg")
+    heights = [float(element.get("y")) for element in root.iter(f"{SVG}text") if element.get("text-anchor") == "end"]
+    marks = [float(number) for element in root.iter(f"{SVG}polygon") for number in re.findall(r",([\d.]+)", element.get("points"))]
+    assert min(heights) < min(marks) + 3 and min(marks) > 100, "the plot begins at 100"
+
+
+def test_labels_of_lines_do_not_cover_each_other():
+    assert distribution.svg.spread([10, 100, 12, 11], 20, 0, 200) == [-9 + 9, 100, 40, 20]
+    assert distribution.svg.spread([50, 50, 50], 20, 0, 200) == [30, 50, 70]
+    assert distribution.svg.spread([200, 195], 20, 0, 200) == [200, 180] and distribution.svg.spread([], 20, 0, 200) == []
 
 
 def test_a_limit_that_keeps_the_processors_busy_is_halved(monkeypatch, capsys):
@@ -147,6 +180,20 @@ def test_a_slow_peer_and_a_staggered_start():
     assert result.peer_bytes[-1] <= max(result.peer_bytes[:-1])
 
 
+def test_a_run_is_over_when_the_senders_have_noted_all_that_came():
+    """A sender notes a chunk a moment after its last byte: perhaps when the receiver is complete already."""
+    def process(*events):
+        noted = types.SimpleNamespace(read=lambda: None, transfers=[json.dumps({"event": event, "bytes": 5}).encode() for event in events])
+        noted.bytes_of = types.MethodType(distribution.Process.bytes_of, noted)
+        return noted
+
+    seeder, leecher = process("sent"), process("fetched", "fetched")
+    swarm = types.SimpleNamespace(processes=[seeder, leecher], leechers=[leecher])
+    assert not distribution.Swarm.all_noted(swarm)
+    seeder.transfers += process("sent").transfers
+    assert distribution.Swarm.all_noted(swarm)
+
+
 def test_another_peer_py_is_run_and_what_it_says_when_it_ends_is_shown(tmp_path):
     other = tmp_path / "peer.py"
     other.write_text("import sys; print('peer.py: of another kind', file=sys.stderr); sys.exit(3)\n")
@@ -189,3 +236,36 @@ def test_no_peer_outlives_a_measurement_that_is_killed_not_even_one_that_is_stop
     program.signal(signal.SIGKILL)
     program.ends_with(-9)
     eventually(lambda: not [pid for pid in started if has_not_ended(pid)], what="the end of all that it started")
+
+
+# On links.
+
+
+ON_LINKS = SETUP | {"links": "up=8M,down=16M,delay=10ms", "limit": 1e6}
+
+
+def test_bounds_on_links_have_their_rates_and_a_round_trip():
+    size, tau = 40 * 64 * KIB, 64 * KIB / 1e6
+    assert distribution.bounds(ON_LINKS) == pytest.approx((size / 1e6 + 0.02, 42 * tau + 0.02))
+    assert distribution.bounds(ON_LINKS | {"client_server": True}) == (pytest.approx(4 * size / 1e6 + 0.02), None)
+    assert distribution.bounds(ON_LINKS | {"seeder": 10}) == (pytest.approx(size / 2e6 + 0.02), None), "the downlink"
+    assert distribution.bounds(ON_LINKS | {"slow": 0.1})[1] == pytest.approx(41 * tau + 0.02), "of the others, who are equal"
+
+
+@pytest.mark.parametrize("words, said", [(["--links", "down=1M"], "expected up=RATE for all hosts"), (["--links", "up=x"], "up: expected a number"),
+                                         (["--links", "up=1M", "--limit", "1M"], "expected one of --links and --limit")])
+def test_wrong_links_are_told_in_one_line(words, said):
+    with pytest.raises(distribution.peer.Fatal, match=re.escape(said)):
+        distribution.parse_arguments(["--point", "2", "8", *words])
+
+
+@pytest.mark.parametrize("words", [[], ["--client-server"], ["--slow", "0.5"]])
+def test_a_real_swarm_on_links(words):
+    command = ["lab/distribution.py", "--point", "2", "8", "--chunk-size", "16K", "--links", "up=4M,delay=5ms", *words]
+    ended = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    if ended.returncode == distribution.links.EXIT_CANNOT:
+        pytest.skip(ended.stderr.strip())
+    if ended.returncode == distribution.links.EXIT_SLOW:
+        assert "no figure" in ended.stderr and ended.stderr.count("\n") == 1
+    else:
+        assert ended.returncode == 0 and "of a core" in ended.stdout, ended.stderr

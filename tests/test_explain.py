@@ -1,10 +1,11 @@
-"""lab/explain.py and lab/p2p.lua: what they say of good bytes and of wrong ones, of captures and of live traffic.
+"""lab/tools/explain.py and lab/tools/p2p.lua: what they say of good bytes and of wrong ones, of captures and of live traffic.
 
 Captures are made here, packet by packet (class Wire), so that each can be wrong in one way.
 Reading order: frames - command line - captures - the capture in lab/ - the proxy - Wireshark.
 """
 
 import contextlib
+import functools
 import io
 import ipaddress
 import itertools
@@ -24,11 +25,9 @@ from google.protobuf.descriptor import FieldDescriptor
 import messages_pb2 as pb
 from harness import (CHUNK, ROOT, FakePeer, Program, active_proof, ask, chunks_query, connect, describe, eventually, fetch_chunk, finished, framed,
                      join, peer_list, receive, some_bytes)
+import explain
 
-sys.path.insert(0, str(pathlib.Path(ROOT, "lab")))
-import explain  # noqa: E402  (after the path)
-
-EXPLAIN = [sys.executable, str(pathlib.Path(ROOT, "lab", "explain.py"))]
+EXPLAIN = [sys.executable, str(pathlib.Path(ROOT, "lab", "tools", "explain.py"))]
 EXCHANGE = str(pathlib.Path(ROOT, "lab", "exchange.pcap"))
 ADDRESS = "127.0.0.1:5000"
 REQUESTS = [join(ADDRESS), active_proof(ADDRESS), active_proof(ADDRESS, bytes(32)), peer_list(), chunks_query(), chunks_query(3),
@@ -247,6 +246,71 @@ def test_several_frames_in_a_row_are_told_one_by_one():
     assert [head.split(",")[0] for head in heads] == [kind for _, kind in FRAMES]
 
 
+JOIN = framed(join(ADDRESS))  # 26 bytes: a whole line and a short one
+
+
+def lines_of(row, data=JOIN):
+    """A dump: row(offset, 16 bytes) for each line."""
+    return "\n".join(row(at, data[at:at + 16]) for at in range(0, len(data), 16))
+
+
+def readable(data):
+    return "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data)
+
+
+def words_of(data, size):
+    return " ".join(data[at:at + size].hex() for at in range(0, len(data), size))
+
+
+def swapped(data):
+    return " ".join(data[at:at + 2][::-1].hex() for at in range(0, len(data), 2))
+
+
+PASTED = {
+    "wireshark": lines_of(lambda at, data: f"{at:04x}   {data.hex(' '):47}   {readable(data)}"),
+    "xxd": lines_of(lambda at, data: f"{at:08x}: {words_of(data, 2):39}  {readable(data)}"),
+    "hexdump_c": lines_of(lambda at, data: f"{at:08x}  {data[:8].hex(' ')}  {data[8:].hex(' '):23}  |{readable(data)}|") + "\n0000001a",
+    "hexdump": lines_of(lambda at, data: f"{at:07x} {swapped(data)}") + "\n000001a",
+    "od": lines_of(lambda at, data: f"{at:07o} {data.hex(' ')}") + "\n0000032",
+    "tcpdump": lines_of(lambda at, data: f"\t0x{at:04x}:  {words_of(data, 2):39}  {readable(data)}"),
+    "not_from_0": lines_of(lambda at, data: f"{at + 0x42:04x}  {data.hex(' ')}"),
+    "python": repr(JOIN), "bytearray": repr(bytearray(JOIN)), "two_strings": f"{JOIN[:9]!r}\n{JOIN[9:]!r}", "no_quotes": repr(JOIN)[2:-1],
+    "array_of_c": "static const unsigned char pkt1[26] = {\n" + ", ".join(f"0x{byte:02x}" for byte in JOIN) + " /* 127.0.0.1 */\n};"}
+
+
+@pytest.mark.parametrize("text", PASTED.values(), ids=PASTED)
+def test_what_people_paste_is_read_as_the_bytes_it_shows(text):
+    expected = run(JOIN.hex())[0]
+    assert run(text)[0] == expected and "!!" not in expected
+    piped = subprocess.run([*EXPLAIN, "-"], input=text.encode(), capture_output=True, timeout=20, check=True)
+    assert piped.stdout.decode() == expected
+
+
+def test_one_line_of_a_dump_is_read_without_its_quotes_too():
+    assert run(*"0000 00 00 00 00 00 00 00 02 2a 00 ........*.".split())[0] == run("00000000000000022a00")[0]
+    assert run("0000 0000 0000 0002 2a00")[0] == run("00000000000000022a00")[0], "these are no offsets"
+
+
+def test_both_sides_of_a_followed_stream_are_told_and_repeated_lines_are_there():
+    one, other = PASTED["hexdump_c"], PASTED["hexdump_c"].replace("\n", "\n    ")
+    assert [head.split(":")[0] for head in re.findall(r"^re.*$", run(f"{one}\n    {other}")[0], re.M)] == ["request, 26 bytes"] * 2
+    assert explain.paste.of_dump("00000000  " + "00 " * 16 + "\n*\n00000040  01\n00000041") == ([bytes(64) + b"\1"], True)
+
+
+def test_of_a_whole_packet_the_frame_is_told():
+    (_, packet), = Wire().segment(0, JOIN).packets
+    out, _ = run((LINKS[1][0] + packet).hex())
+    assert out.startswith("a packet of 80 bytes; behind its headers, 54 of them:\nrequest, 26 bytes: Join")
+
+
+def test_no_text_makes_it_fail():
+    chance = random.Random(1)
+    for _ in range(2000):
+        text = "".join(chance.choice(["00", "ab", " ", "  ", "\n", ":", "*", "|", "0000", "\\x0", "b'", '"', "{", "}", "g"]) for _ in range(chance.randrange(30)))
+        with contextlib.suppress(explain.Wrong):
+            assert isinstance(explain.streams_of(text), list)
+
+
 @pytest.mark.parametrize("words, told", [
     (["00 00 0g"], "expected hex digits, got 'g' at character 8 of \"00 00 0g\""),
     (["000"], "expected two hex digits for each byte, got an odd number of them: 3"),
@@ -381,6 +445,47 @@ def test_padding_and_a_vlan_tag_are_not_data(told):
         packet = bytes(12) + b"\x81\x00\x00\x05\x08\x00" + packet
         data += struct.pack("<IIII", 0, 0, len(packet), len(packet)) + packet
     assert names(told(data)) == NAMES
+
+
+def framed_by(head, packets, link=1):
+    """A pcap file of IPv4 packets, each behind this head."""
+    data = struct.pack("<IHHiIII", 0xa1b2c3d4, 2, 4, 0, 0, 262_144, link)
+    for _, packet in packets:
+        packet = head(packet) + packet
+        data += struct.pack("<IIII", 0, 0, len(packet), len(packet)) + packet
+    return data
+
+
+@pytest.mark.parametrize("head", [lambda packet: bytes(12) + b"\x91\x00\x00\x05\x81\x00\x00\x06\x08\x00",
+                                  lambda packet: bytes(12) + b"\x88\x64" + struct.pack("!BBHHH", 0x11, 0, 7, len(packet) + 2, 0x0021)], ids=["two_tags", "pppoe"])
+def test_what_providers_put_around_a_packet_is_not_data(told, head):
+    assert names(told(framed_by(head, Wire().open().exchange(*EXCHANGES).packets))) == NAMES
+
+
+def authenticated(version, packet):
+    """An IPv6 packet with an authentication header before its TCP."""
+    return version, packet[:4] + struct.pack("!HB", len(packet) - 40 + 24, 51) + packet[7:40] + struct.pack("!BBHIQQ", 6, 4, 0, 1, 2, 3) + packet[40:]
+
+
+def test_an_authentication_header_is_not_data(told):
+    assert names(told(pcap([authenticated(*packet) for packet in Wire(v6=True).open().exchange(*EXCHANGES).packets]))) == NAMES
+
+
+@pytest.mark.parametrize("link, change, why", [
+    (127, None, "link type 127, 802.11 behind radiotap headers"), (258, None, "link type 258, PKTAP"), (105, None, "link type 105, 802.11"), (147, None, "link type 147"),
+    (101, lambda packet: packet[:6] + b"\x20\x00" + packet[8:], "IP fragments"), (101, lambda packet: packet[:9] + b"\x32" + packet[10:], "encrypted (ESP)"),
+    (101, lambda packet: packet[:9] + b"\x33" + packet[10:], "IP with authentication headers"),
+])
+def test_what_is_not_read_is_named(tmp_path, link, change, why):
+    packets = [(4, change(packet) if change else packet) for _, packet in Wire().open().exchange(*EXCHANGES).packets]
+    (tmp_path / "test.pcap").write_bytes(framed_by(lambda packet: b"", packets, link))
+    out, error = run(tmp_path / "test.pcap", code=2)
+    assert f"{len(packets)} packets not read: {why}" in out and "expected TCP connections" in error
+
+
+def test_packets_that_are_surely_nothing_of_ours_are_not_told_of(tmp_path):
+    (tmp_path / "test.pcap").write_bytes(framed_by(lambda packet: b"", [(4, struct.pack("!BBHHHBBH", 0x45, 0, 28, 0, 0, 64, 17, 0) + bytes(16))], 101))
+    assert "not read" not in run(tmp_path / "test.pcap", code=2)[0]
 
 
 def split_exchange(size=3, **options):
@@ -532,7 +637,7 @@ def test_the_capture_in_lab_has_all_requests_and_all_answers():
     assert max(map(len, out.splitlines())) <= 110
 
 
-def test_the_capture_in_lab_can_be_made_again(tmp_path):
+def test_the_capture_in_lab_can_be_made_again(tmp_path, recording_alone):
     done = finished([sys.executable, "lab/exchange.py", tmp_path / "again.pcap"])
     if done.returncode == 3:
         pytest.skip(f"recording is not possible here: {done.stderr.strip()}")
@@ -648,95 +753,128 @@ def test_a_real_swarm_runs_through_the_proxy(proxy, make_file, run_tracker, run_
     program.wait_for("answer to 1 after .*: Peer List of 2 peers")
 
 
-# Wireshark.
+# Wireshark. A start of tshark takes most of a second, so all captures are one file, in which each is a connection of its own.
 
 
 needs_tshark = pytest.mark.skipif(not shutil.which("tshark"), reason="tshark is not installed")
-
-
-def tshark(path, *options):
-    """What tshark prints of a capture with our dissector; it has nothing to complain about."""
-    arguments = ["tshark", "-n", "-X", f"lua_script:{pathlib.Path(ROOT, 'lab', 'p2p.lua')}", "-r", str(path), *options]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
-    complaints = [line for line in done.stderr.splitlines() if "root" not in line]  # that it should not run as root is no complaint of ours
-    assert done.returncode == 0 and not complaints, done.stderr
-    return done.stdout
-
-
-def dissected(path, *options):
-    """The frames that it sees: (kind, type) each; none malformed."""
-    text = tshark(path, "-O", "p2p", *options)
-    assert "Malformed" not in text and "Error" not in text, text
-    return re.findall(r"^P2P file distribution, (request|response): (.*)$", text, re.M)
-
-
 BOTH = [(kind, name) for pair in zip(NAMES[::2], NAMES[1::2]) for kind, name in zip(("request", "response"), pair)]
 
 
-@needs_tshark
-def test_tshark_shows_all_requests_and_all_answers_of_the_capture_in_lab():
-    assert set(dissected(EXCHANGE)) == {("request", name) for name in ("Join", "Active Proof", "Peer List", "Chunks Query", "Fetch Chunk")} \
-        | {("response", name) for name in ("Ok", "Bad", "Peer List", "Chunks Query", "chunk")}
-    text = tshark(EXCHANGE, "-O", "p2p")
-    for told in ("listening_addr: 0.0.0.0:8001", "content_id: ", "addresses: 127.0.0.1:8002", "file", "name: story.txt", "size: 2592",
-                 "chunk_size: 1024", "digests: ", "lease_ms: 1000", "chunk_ids: 2048", "chunk_id: 0 (absent)", "chunk_id: 1024",
-                 "busy_ok: True", "chunk: 6c696e65", "code: NO_SUCH_CHUNK (4)", "reason: "):
-        assert told in text, told
-    assert len(tshark(EXCHANGE, "-Y", "p2p.chunk_id == 1024").splitlines()) == 1
-
-
-@needs_tshark
-@pytest.mark.parametrize("port", [8000, 9000, 1024])
-@pytest.mark.parametrize("size", [8, 10, 50])
-def test_tshark_puts_split_frames_together_at_any_port(tmp_path, port, size):
-    (tmp_path / "split.pcap").write_bytes(pcap(split_exchange(size, server_port=port).packets))
-    assert dissected(tmp_path / "split.pcap") == BOTH
-    assert dissected(tmp_path / "split.pcap", "-2") == BOTH
-
-
-@needs_tshark
-def test_tshark_puts_single_bytes_together_at_the_ports_of_the_preference(tmp_path):
-    (tmp_path / "bytes.pcap").write_bytes(pcap(split_exchange(1, server_port=9009).packets))
-    assert dissected(tmp_path / "bytes.pcap", "-o", "p2p.ports:8000,9001-9010") == BOTH
-    assert dissected(tmp_path / "bytes.pcap") == []
-
-
-@needs_tshark
-def test_tshark_takes_several_frames_in_one_segment_apart(tmp_path):
+def several_in_one_segment(**options):
     requests, answers = (b"".join(map(framed, side)) for side in zip(*EXCHANGES))
-    (tmp_path / "many.pcap").write_bytes(pcap(Wire().open().segment(0, requests).segment(1, answers).packets))
-    assert sorted(dissected(tmp_path / "many.pcap")) == sorted(BOTH)
+    return Wire(**options).open().segment(0, requests).segment(1, answers)
 
 
-@needs_tshark
-def test_tshark_tells_who_asks_from_the_bytes_when_the_beginning_is_missing(tmp_path):
-    for first in range(1, len(NAMES), 2):
-        (tmp_path / "late.pcap").write_bytes(pcap(Wire().exchange(*EXCHANGES).packets[first:]))
-        assert dissected(tmp_path / "late.pcap") == BOTH[first:]
+def wrong_frames(**options):
+    wire = Wire(**options).open().segment(0, struct.pack("<Q", 2) + b"\x2a\x00")
+    return wire.segment(0, framed(b"\x2a\x05\x08")).segment(0, framed(bytes.fromhex("2a 03 0a 01 30")))
 
 
-@needs_tshark
-def test_tshark_is_told_of_wrong_frames_and_leaves_other_traffic_alone(tmp_path):
-    wire = Wire(server_port=8000).open().segment(0, struct.pack("<Q", 2) + b"\x2a\x00")
-    wire.segment(0, framed(b"\x2a\x05\x08")).segment(0, framed(bytes.fromhex("2a 03 0a 01 30")))
-    (tmp_path / "wrong.pcap").write_bytes(pcap(wire.packets))
-    text = tshark(tmp_path / "wrong.pcap", "-O", "p2p")
-    assert "is it little-endian?" in text and "Lua Error" not in text
-    assert "no field that is whole" in text and "field 1 has wire type 2, where 0 is due" in text
-    web = Wire(server_port=80).open().segment(0, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").segment(1, b"HTTP/1.1 200 OK\r\n\r\nhello")
-    (tmp_path / "web.pcap").write_bytes(pcap(web.packets))
-    assert dissected(tmp_path / "web.pcap") == []
+def other_traffic(**options):
+    return Wire(**options).open().segment(0, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").segment(1, b"HTTP/1.1 200 OK\r\n\r\nhello")
 
 
-@needs_tshark
-def test_no_bytes_make_the_dissector_fail(tmp_path):
-    chance = random.Random(3)
-    wire = Wire(server_port=8000).open()
+def nonsense(**options):
+    """Frames with wrong bytes, three at the most in each."""
+    chance, wire = random.Random(3), Wire(**options).open()
     for _ in range(400):
         frame, kind = chance.choice(FRAMES)
         frame = bytearray(frame)
         for _ in range(chance.randrange(1, 4)):
             frame[chance.randrange(8, len(frame)) if len(frame) > 8 else 7] = chance.randrange(256)
         wire.segment(kind == "response", bytes(frame))
-    (tmp_path / "nonsense.pcap").write_bytes(pcap(wire.packets))
-    assert "Lua Error" not in tshark(tmp_path / "nonsense.pcap", "-V")
+    return wire
+
+
+CAPTURES = {f"split_{size}_{port}": functools.partial(split_exchange, size, server_port=port) for size in (8, 10, 50) for port in (8000, 9000, 1024)}
+CAPTURES |= {"single_bytes": functools.partial(split_exchange, 1, server_port=9009), "several": several_in_one_segment,
+             "wrong": functools.partial(wrong_frames, server_port=8000), "web": functools.partial(other_traffic, server_port=80),
+             "nonsense": functools.partial(nonsense, server_port=8000)}
+LATE = {f"late_{first}": first for first in range(1, len(NAMES), 2)}  # captures without so many packets of the beginning
+
+
+class Dissected:
+    """What one run of tshark with our dissector says of all captures, frame by frame."""
+
+    def __init__(self, folder, *options):
+        recorded = pathlib.Path(EXCHANGE).read_bytes()
+        wires = {name: make(client_port=50_000 + number).packets for number, (name, make) in enumerate(CAPTURES.items())}
+        wires |= {name: Wire(client_port=51_000 + first).exchange(*EXCHANGES).packets[first:] for name, first in LATE.items()}
+        (folder / "all.pcap").write_bytes(recorded + pcap([packet for packets in wires.values() for packet in packets])[24:])
+        arguments = ["tshark", "-n", "-X", f"lua_script:{pathlib.Path(ROOT, 'lab', 'tools', 'p2p.lua')}", "-r", str(folder / "all.pcap"), *options]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+        complaints = [line for line in done.stderr.splitlines() if "root" not in line]  # that it should not run as root is no complaint of ours
+        assert done.returncode == 0 and not complaints, done.stderr
+        self.all = done.stdout
+        frames = re.split(r"^(?=Frame \d+: )", done.stdout, flags=re.M)[1:]
+        self.text, at = {}, len(frames) - sum(map(len, wires.values()))
+        self.text["lab"] = "".join(frames[:at])
+        for name, packets in wires.items():
+            self.text[name] = "".join(frames[at:at + len(packets)])
+            at += len(packets)
+
+    def frames(self, name):
+        """The frames of a capture: (kind, type) each; none malformed."""
+        assert "Malformed" not in self.text[name] and "Error" not in self.text[name], self.text[name]
+        return re.findall(r"^P2P file distribution, (request|response): (.*)$", self.text[name], re.M)
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    return Dissected(tmp_path_factory.mktemp("once"), "-O", "p2p", "-z", "io,stat,0,p2p.chunk_id == 1024")
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory):
+    """In two passes, with more ports in the preference, and all details."""
+    return Dissected(tmp_path_factory.mktemp("twice"), "-2", "-V", "-o", "p2p.ports:8000,9001-9010")
+
+
+@needs_tshark
+def test_tshark_shows_all_requests_and_all_answers_of_the_capture_in_lab(once):
+    assert set(once.frames("lab")) == {("request", name) for name in ("Join", "Active Proof", "Peer List", "Chunks Query", "Fetch Chunk")} \
+        | {("response", name) for name in ("Ok", "Bad", "Peer List", "Chunks Query", "chunk")}
+    for told in ("listening_addr: 0.0.0.0:8001", "content_id: ", "addresses: 127.0.0.1:8002", "file", "name: story.txt", "size: 2592",
+                 "chunk_size: 1024", "digests: ", "lease_ms: 1000", "chunk_ids: 2048", "chunk_id: 0 (absent)", "chunk_id: 1024",
+                 "busy_ok: True", "chunk: 6c696e65", "code: NO_SUCH_CHUNK (4)", "reason: "):
+        assert told in once.text["lab"], told
+
+
+@needs_tshark
+def test_a_field_is_a_filter_of_tshark(once):
+    (frames,) = re.findall(r"<> +[\d.]+ \| +(\d+) \|", once.all)
+    assert int(frames) == len(re.findall(r"^ +chunk_id: 1024$", once.all, re.M)) == 1
+
+
+@needs_tshark
+@pytest.mark.parametrize("name", [name for name in CAPTURES if name.startswith("split")])
+def test_tshark_puts_split_frames_together_at_any_port(once, twice, name):
+    assert once.frames(name) == twice.frames(name) == BOTH
+
+
+@needs_tshark
+def test_tshark_puts_single_bytes_together_at_the_ports_of_the_preference(once, twice):
+    assert twice.frames("single_bytes") == BOTH and once.frames("single_bytes") == []
+
+
+@needs_tshark
+def test_tshark_takes_several_frames_in_one_segment_apart(once):
+    assert sorted(once.frames("several")) == sorted(BOTH)
+
+
+@needs_tshark
+@pytest.mark.parametrize("name", LATE)
+def test_tshark_tells_who_asks_from_the_bytes_when_the_beginning_is_missing(once, name):
+    assert once.frames(name) == BOTH[LATE[name]:]
+
+
+@needs_tshark
+def test_tshark_is_told_of_wrong_frames_and_leaves_other_traffic_alone(once):
+    assert "is it little-endian?" in once.text["wrong"] and "Lua Error" not in once.text["wrong"]
+    assert "no field that is whole" in once.text["wrong"] and "field 1 has wire type 2, where 0 is due" in once.text["wrong"]
+    assert once.frames("web") == []
+
+
+@needs_tshark
+def test_no_bytes_make_the_dissector_fail(twice):
+    assert "Lua Error" not in twice.text["nonsense"]

@@ -7,13 +7,10 @@ import sys
 import pytest
 
 from harness import ROOT
-
-sys.path.insert(0, os.path.join(ROOT, "lab"))
-
-import gauntlet  # noqa: E402  (after the path)
-from mutants import MUTANTS  # noqa: E402
-from stages import STAGES  # noqa: E402
-from test_spec import CLAUSES  # noqa: E402
+import gauntlet
+from mutants import MUTANTS
+from stages import STAGES
+from pages import CLAUSES
 
 
 def test_there_are_many_and_each_has_a_name_of_its_own():
@@ -64,5 +61,5 @@ def test_a_failure_of_another_clause_or_one_that_did_not_run_catches_nothing():
 
 
 def test_a_name_that_there_is_none_of_is_wrong_usage():
-    ended = subprocess.run([sys.executable, os.path.join(ROOT, "lab", "gauntlet.py"), "no_such_mistake"], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, os.path.join(ROOT, "lab", "grader", "gauntlet.py"), "no_such_mistake"], capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "no_such_mistake" in ended.stderr

@@ -1,6 +1,6 @@
-"""The page for instructors is true: the marks of the three samples, its hidden test, its scripts, and every command (lab/INSTRUCTOR.md).
+"""The page for instructors is true: the marks of the three samples, its hidden test, and every command (lab/INSTRUCTOR.md).
 
-Reading order: the page - marks - the hidden test - the scripts for Gradescope and GitHub - commands - wrong usage.
+Reading order: the page - marks - the hidden test - commands - wrong usage.
 """
 
 import json
@@ -16,18 +16,15 @@ import time
 import pytest
 
 from harness import ROOT
-from test_notes import MAKEFILE, clause_errors, estimate, link_errors, note, NOTES
-
-sys.path.insert(0, os.path.join(ROOT, "lab"))
-
-import samples  # noqa: E402  (after the path)
-from stages import STAGES  # noqa: E402
+from pages import MAKEFILE, NOTES, clause_errors, estimate, link_errors, note
+import pace
+import samples
+from stages import STAGES
 
 pytestmark = [pytest.mark.ours, pytest.mark.timeout(300)]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="what leaves its session and its parent is found on Linux only")
-OTHER_USER = pytest.mark.skipif(not shutil.which("setpriv") or os.getuid() != 0, reason="only root can start a program as another user, with setpriv")
 NAMES = ("good", "partial", "hostile")
-MINUTE = 60  # seconds in which a hostile submission has its verdict
+MINUTE = 60  # seconds in which a hostile submission has its verdict, on a machine of pace.POWER; the grader's limit grows on a slower one
 
 # The page.
 
@@ -53,18 +50,20 @@ def test_the_page_has_the_stages_of_the_index_and_nothing_that_is_not_there():
 
 
 def grade(*arguments, limit=100):
-    """(seconds, exit code, what was printed) of lab/grade.py."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("TRACKER", "PEER", "PROGRAMS", "GRADING")}
+    """(seconds, exit code, what was printed) of lab/grader/grade.py."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("TRACKER", "PEER", "PROGRAMS", "GRADING", "GRADE_PACE")}
     began = time.monotonic()
-    ended = subprocess.run([sys.executable, os.path.join(ROOT, "lab", "grade.py"), *map(str, arguments)], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+    ended = subprocess.run([sys.executable, os.path.join(ROOT, "lab", "grader", "grade.py"), *map(str, arguments)], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=limit)
     return time.monotonic() - began, ended.returncode, ended.stdout
 
 
 def marks(content):
     """(points, of, the stages of which every test passed), from results.json."""
-    failed = {int(re.search(r"stage (\d)", " ".join(test["tags"]))[1]) for test in content["tests"] if test["status"] == "failed" and "max_score" not in test}
-    return content["score"], content["extra_data"]["max_score"], [stage.number for stage in STAGES if stage.number not in failed]
+    def with_tests_that(status):
+        tests = [test for test in content["tests"] if test.get("status") == status and "max_score" not in test]
+        return {int(re.search(r"stage (\d)", " ".join(test["tags"]))[1]) for test in tests}
+    return content["score"], content["extra_data"]["max_score"], sorted(with_tests_that("passed") - with_tests_that("failed"))
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +86,7 @@ def graded(folder):
     return {name: run(name) for name in NAMES}
 
 
+@pytest.mark.long
 @LINUX
 def test_the_samples_get_the_marks_of_the_page(graded):
     got = {name: marks(content) for name, (*_, content) in graded.items()}
@@ -101,10 +101,11 @@ def alive(words):
     return [row for row in rows if words in row and "ps -axo" not in row]
 
 
+@pytest.mark.long
 @LINUX
 def test_the_hostile_sample_has_its_verdict_within_a_minute_and_leaves_nothing_running(graded, folder):
     seconds, _, printed, content = graded["hostile"]
-    assert seconds < MINUTE and content["score"] == 0
+    assert seconds < MINUTE * max(1, pace.POWER / content["extra_data"]["power"]) and content["score"] == 0
     assert len(printed) < 1 << 20 and len(json.dumps(content)) < 4 << 20
     assert not alive(str(folder))
     assert 0 < (folder / "samples" / "hostile" / "filling").stat().st_size <= samples.BYTES
@@ -116,6 +117,7 @@ TEST = {"score": (int, float), "max_score": (int, float), "status": str, "name":
         "tags": list, "visibility": str, "extra_data": dict}  # what Gradescope documents of one test
 
 
+@pytest.mark.long
 @LINUX
 @pytest.mark.parametrize("name", NAMES)
 def test_results_are_what_gradescope_documents(graded, name):
@@ -124,7 +126,7 @@ def test_results_are_what_gradescope_documents(graded, name):
     assert content["visibility"] == content["stdout_visibility"] == "visible"
     for test in content["tests"]:
         assert all(isinstance(value, TEST[key]) for key, value in test.items()), test
-        assert test["status"] in ("passed", "failed") and all(isinstance(tag, str) for tag in test["tags"])
+        assert test.get("status", "passed") in ("passed", "failed") and all(isinstance(tag, str) for tag in test["tags"])
     points = [test for test in content["tests"] if "max_score" in test]
     assert content["score"] == sum(test["score"] for test in points) and all(0 <= test["score"] <= test["max_score"] for test in points)
 
@@ -153,49 +155,16 @@ def test_the_hidden_test_of_the_page_passes_the_good_sample_fails_another_and_is
         assert not [line for line in secret if line in shown] and "randrange" not in shown and "joiner" not in shown
 
 
-# The scripts for Gradescope and GitHub.
-
-
-@pytest.mark.parametrize("name", ["setup.sh", "run_autograder"])
-def test_the_scripts_are_shell(name):
-    assert subprocess.run(["bash", "-n"], input=FILES[name], text=True).returncode == 0 and FILES[name].startswith("#!/usr/bin/env bash\n")
-
-
-@OTHER_USER
-def test_the_autograder_grades_a_submission_as_another_user_who_cannot_read_the_hidden_tests(folder):
-    place = folder / "autograder"
-    (place / "results").mkdir(parents=True)
-    shutil.copytree(ROOT, place / "source", ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__"))
-    shutil.copytree(folder / "samples" / "good", place / "submission")
-    spy = hidden_in(place / "source") / "test_4_spy.py"
-    spy.write_text("import subprocess, sys\nAS = 'setpriv --reuid=65534 --regid=65534 --clear-groups'.split()\n"
-                   "def test_another_user_cannot_read_this():\n    assert subprocess.run([*AS, 'true']).returncode == 0\n"
-                   "    assert subprocess.run([*AS, 'cat', __file__], stderr=subprocess.DEVNULL).returncode\n")
-    text = FILES["run_autograder"].replace("/autograder", str(place)).replace("=student", "=65534").replace(".venv/bin/python", sys.executable)
-    ended = subprocess.run(["bash", "-c", text.replace("grade.py", "grade.py --stage 4")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, text=True, timeout=100)
-    content = json.loads((place / "results" / "results.json").read_text())
-    assert ended.returncode == 0 and content["score"] == content["extra_data"]["max_score"] > 0, ended.stdout
-    assert content["extra_data"]["passed"] == content["extra_data"]["of"] > 4  # with both hidden ones
-
-
-def test_the_workflow_names_stages_and_reports_each_of_them():
-    text = FILES[".github/workflows/classroom.yml"]
-    assert "\t" not in text
-    ids = re.findall(r"- id: (\S+)", text)
-    assert ids == re.findall(r"command: make -C lab (stage-\d) DIR=\.\./submission", text) == re.search(r'runners: "(.+)"', text)[1].split(",")
-    assert [f"{name.upper()}_RESULTS: \"${{{{steps.{name}.outputs.result}}}}\"" in text for name in ids] == [True] * len(ids)
-
-
 # Commands: targets, their variables, programs, their options, files.
 
 
 def unknown_in(commands):
-    """Targets, variables, files and options that are not there."""
+    """Targets, variables, files and options that are not there. What stands after -- are options of grade.py."""
+    commands = re.sub(r"(?m) -- (?=-)", "; lab/grader/grade.py ", commands)
     wrong = [target for target in re.findall(r"\bmake (?:-C \S+ )?([\w./-]+)", commands)
              if not re.search(rf"^{re.sub(r'stage-[0-7N]$', 'stage-%', target)}:", MAKEFILE.replace("$(VENV)", ".venv"), re.M)]
     wrong += [name for name in re.findall(r"\b(DIR|HIDDEN|TRACKER|PEER|K|ARGS|[A-Z]+)='?[.\w-]", commands) if f"$({name})" not in MAKEFILE and f'"$${name}"' not in MAKEFILE and name not in ("S", "AS")]
-    for program, rest in re.findall(r"(lab/\w+\.py)((?: [^\n;`]*)?)", commands):
+    for program, rest in re.findall(r"(lab/[\w/]+\.py)((?: [^\n;`]*)?)", commands):
         path = os.path.join(ROOT, program)
         source = open(path).read() if os.path.exists(path) else ""
         wrong += [f"{program} {option}" for option in ["", *re.findall(r"(?<= )--[a-z]+", rest.split(" #")[0])] if f'"{option}"' not in source and (option or not source)]
@@ -205,19 +174,19 @@ def unknown_in(commands):
 def test_every_command_of_the_page_exists():
     texts = COMMANDS + "".join(FILES.values())
     own = re.sub(r" # .*|^apt-get.*", "", re.sub(r"\\\n", " ", texts), flags=re.M)
-    assert len(re.findall(r"\bmake ", texts)) > 10 and len(re.findall(r"lab/\w+\.py", texts)) > 4
+    assert len(re.findall(r"\bmake ", texts)) > 10 and len(re.findall(r"lab/[\w/]+\.py", texts)) > 4
     assert not [wrong for wrong in unknown_in(own) if wrong.split()[-1] not in ("--port", "--expire")]  # these are the tracker's
     paths = [span for span in re.findall(r"`((?:lab|tests)/[\w./-]+)`", PAGE.prose)]
     assert paths and all(os.path.exists(os.path.join(ROOT, path)) for path in paths)
-    assert all(f"\n{name} =" in pathlib.Path(ROOT, "lab", "grade.py").read_text() for name in ("POINTS",))
+    assert all(f"\n{name} =" in pathlib.Path(ROOT, "lab", "grader", "grade.py").read_text() for name in ("POINTS",))
 
 
 @pytest.mark.parametrize("command, complaint", [
     ("make grades DIR=../x", "grades"), ("make stage-9", "stage-9"), ("make grade FOLDER=../x", "FOLDER"), ("python lab/grades.py", "lab/grades.py "),
-    ("python lab/grade.py --directory x", "lab/grade.py --directory")])
+    ("python lab/grader/grade.py --directory x", "lab/grader/grade.py --directory")])
 def test_commands_that_do_not_exist_are_found(command, complaint):
     assert complaint in unknown_in(command)
-    assert not unknown_in("make stage-3 DIR=../x K=word\npython lab/grade.py --dir x\nmake gauntlet ARGS=--list")
+    assert not unknown_in("make stage-3 DIR=../x K=word\npython lab/grader/grade.py --dir x\nmake gauntlet ARGS=--list")
 
 
 # Wrong usage.
@@ -225,5 +194,5 @@ def test_commands_that_do_not_exist_are_found(command, complaint):
 
 @pytest.mark.parametrize("arguments", [[], [""], ["a", "b"], ["--help"], [__file__], [os.path.dirname(__file__)], ["/dev/null/x"]])
 def test_without_a_good_folder_the_samples_are_refused_in_one_line(arguments):
-    ended = subprocess.run([sys.executable, os.path.join(ROOT, "lab", "samples.py"), *arguments], capture_output=True, text=True, timeout=20)
+    ended = subprocess.run([sys.executable, os.path.join(ROOT, "lab", "grader", "samples.py"), *arguments], capture_output=True, text=True, timeout=20)
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1) and "samples.py: expected" in ended.stderr

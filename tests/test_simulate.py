@@ -6,6 +6,7 @@ that costs more than noise fails here, in simulated time, on any machine.
 
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -20,6 +21,8 @@ sys.path.insert(0, os.path.join(ROOT, "lab"))
 
 import ablation  # noqa: E402  (after the path)
 import distribution  # noqa: E402
+import links  # noqa: E402
+import network  # noqa: E402
 import simulate  # noqa: E402
 
 
@@ -117,6 +120,139 @@ def test_what_decides_are_the_functions_of_peer_py(monkeypatch):
     assert asked
 
 
+# On links.
+
+
+HOMES = links.parse_links("up=20M,down=100M,delay=10ms")
+
+
+def one_connection(text, size, then=()):
+    """Seconds until so many bytes have crossed from host 0 to host 1, and the network; `then`: more writes (at, size)."""
+    clock, came = simulate.Simulation(1, 1), []
+    clock.clock, clock.later, clock.missing = [], {}, 1  # nothing but the connection
+    net = network.Network(links.parse_links(text), 2, clock.after, lambda: clock.now, random.Random(1))
+    connection = network.Connection(net, 0, 1, 32 * 1024)
+    for at, count in [(0.0, size), *then]:
+        clock.after(at, connection.write, count, None, lambda: came.append(clock.now))
+    clock.run()
+    return came, net
+
+
+@pytest.mark.parametrize("segments, trips", [(10, 0), (30, 1), (70, 2), (150, 3)])
+def test_a_connection_starts_with_ten_segments_and_doubles_with_each_round_trip(segments, trips):
+    came, _ = one_connection("up=1G,delay=50ms", segments * 1448)
+    assert came == [pytest.approx(0.05 + trips * 0.1, abs=0.01)]
+
+
+def test_a_long_transfer_fills_the_uplink_and_one_that_has_rested_starts_anew():
+    came, net = one_connection("up=20M,delay=10ms", 10_000_000)
+    assert 4.1 < came[0] < 4.6 and net.sent[0] < 10_800_000
+    came, _ = one_connection("up=1G,delay=50ms", 400_000, [(2.0, 400_000), (2.5, 14_480)])
+    assert came[1] - 2.0 == pytest.approx(came[0], abs=0.05)
+
+
+@pytest.mark.parametrize("text, size, measured", [
+    ("up=100M,down=100M,delay=40ms", 256, 0.374), ("up=100M,down=100M,delay=40ms", 1024, 0.544), ("up=100M,down=100M,delay=40ms", 16384, 1.850),
+    ("up=20M,down=100M,delay=10ms", 1024, 0.472), ("up=20M,down=100M,delay=10ms", 16384, 6.992), ("up=20M,down=100M,delay=40ms", 4096, 2.028)])
+def test_a_transfer_takes_what_it_takes_with_the_tcp_of_linux(text, size, measured):
+    """Medians of three or more by socket.sendall over lab/links.py, from the first byte sent to the last received; Linux 6.18, cubic."""
+    came, _ = one_connection(text, size * 1024)
+    assert came == [pytest.approx(measured, rel=0.03)]
+
+
+class LosesOne:
+    """A random number generator that has the packet with this number lost, and no other."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def random(self):
+        self.number -= 1
+        return float(self.number != 0)
+
+
+def with_one_loss(number, size):
+    """A connection from host 0 to host 1 that has sent this many segments, one of which was lost: it, its windows, what came when."""
+    clock, came, windows = simulate.Simulation(1, 1), [], []
+    clock.clock, clock.later, clock.missing = [], {}, 1
+    net = network.Network(links.parse_links("up=20M,delay=20ms,2:loss=0%,1:loss=1%"), 2, clock.after, lambda: clock.now, LosesOne(number))
+    connection = network.Connection(net, 0, 1, 32 * 1024)
+
+    def look():
+        windows.append((connection.window, connection.recovering()))
+        clock.after(0.001, look) if clock.now < 3 else None
+    for part in range(4):
+        connection.write(size // 4 * connection.segment, None, lambda part=part: came.append((part, clock.now)))
+    clock.after(0.0, look)
+    clock.run()
+    return connection, windows, came
+
+
+def test_no_window_grows_while_a_loss_is_made_up_for():
+    _, windows, _ = with_one_loss(40, 400)
+    during = {window for window, recovering in windows if recovering}
+    assert len(during) == 1, "one window, from the loss until it is made up for"
+    before = max(window for window, _ in windows[:windows.index((*during, True))])
+    assert during.pop() == int(int(before) * network.BETA)
+
+
+def test_one_lost_segment_holds_up_all_that_was_written_later():
+    _, _, came = with_one_loss(8, 40)
+    assert [part for part, _ in came] == [0, 1, 2, 3] and came[0][1] > 0.06
+    assert came[1][1] - came[0][1] < 0.01, "the second part was there already"
+
+
+@pytest.mark.parametrize("number, trips", [(40, 3), (38, 3)])
+def test_a_lost_tail_is_found_by_a_probe_and_not_by_a_timeout(number, trips):
+    connection, _, came = with_one_loss(number, 40)
+    whole, _, fast = with_one_loss(10 ** 9, 40)
+    assert 0.04 < came[-1][1] - fast[-1][1] < 0.18 and whole.window > connection.window
+
+
+def test_losses_are_made_up_for_and_cost_time():
+    fast, _ = one_connection("up=20M,delay=20ms", 3_000_000)
+    slow, net = one_connection("up=20M,delay=20ms,loss=2%", 3_000_000)
+    assert len(slow) == 1 and slow[0] > 1.2 * fast[0] and net.sent[0] > 3_030_000
+
+
+def test_a_full_queue_drops_and_a_small_one_suffices():
+    came, _ = one_connection("up=20M,delay=20ms,queue=10ms", 3_000_000)
+    assert 1.2 < came[0] < 3
+
+
+def test_a_swarm_on_links_is_above_its_bound_and_sends_little_twice():
+    runs = [simulate.simulate_on_links(4, 16, HOMES, seed=seed) for seed in range(2)]
+    assert all(1 < run["ratio"] < 1.8 and run["seeder_files"] < 1.6 for run in runs) and runs[0] != runs[1]
+    assert simulate.simulate_on_links(4, 16, HOMES, seed=1) == runs[1]
+
+
+@pytest.mark.parametrize("rule", simulate.RULES)
+def test_a_swarm_on_links_without_any_rule_still_ends(rule):
+    run = simulate.simulate_on_links(3, 8, HOMES, without=[rule])
+    assert len(run["complete"]) == 3 and run["makespan"] < simulate.FOREVER
+
+
+def test_news_is_told_to_whoever_waits_for_it():
+    """One way each: the seeder's first answer, the request, the chunk. And: news, to one whose query was waiting, the request, the chunk."""
+    far = links.parse_links("up=1G,down=1G,delay=100ms")
+    swarm = simulate.OnLinks(2, 1, far, 1000).run()
+    assert [member.complete_at for member in swarm.members[1:]] == [pytest.approx(0.3, abs=0.02)] * 2
+    swarm = simulate.OnLinks(2, 1, far, 1000)
+    seeder, first, second = swarm.members
+    seeder.picker.held, everything = 0, seeder.picker.held
+    swarm.after(0.5, setattr, first.picker, "held", everything)
+    swarm.after(0.5, swarm.holds_more, first)
+    assert swarm.run().members[2].complete_at == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_longer_way_a_loss_and_one_slow_host_cost_time():
+    def makespan(text):
+        return statistics.median(simulate.simulate_on_links(4, 16, links.parse_links(text), seed=seed)["makespan"] for seed in range(3))
+    near = makespan("up=20M,down=100M,delay=10ms")
+    assert makespan("up=20M,down=100M,delay=80ms") > near + 0.3 and makespan("up=20M,down=100M,delay=10ms,loss=3%") > near
+    assert makespan("up=20M,down=100M,delay=10ms,2:down=4M") > 2 * near
+
+
 # The program.
 
 
@@ -126,7 +262,7 @@ def run_simulate(*words):
 
 def test_the_program_prints_a_line_for_each_rule():
     out = run_simulate("--leechers", "3", "--chunks", "8", "--runs", "1", "--ablation").stdout.splitlines()
-    assert out[0].startswith("3 leechers, 8 chunks") and [line[:16].strip() for line in out[2:]] == ["none", *simulate.RULES]
+    assert out[0].startswith("3 leechers, 8 chunks") and [line[:16].strip() for line in out[2:]] == ["none", *simulate.rules(False)]
 
 
 def test_the_program_prints_the_raw_figures_as_json():
@@ -138,6 +274,7 @@ def test_the_program_prints_the_raw_figures_as_json():
     (["--leechers", "0"], "expected a whole number from 1 to 10,000, got 0"),
     (["--leechers", "10001"], "expected a whole number from 1 to 10,000"),
     (["--chunks", "x"], "expected a whole number"), (["--tau", "0"], "expected a number from 0.001"), (["--slow", "nan"], "expected a number"),
+    (["--links", "up=2"], "up: expected from 1000"), (["--links", "delay=1ms"], "expected up=RATE"),
     (["--without", "luck"], "expected one of rarest first"), (["--loud"], "unrecognized"),
 ])
 def test_wrong_arguments_are_one_line_and_exit_code_2(words, expected):
@@ -167,6 +304,14 @@ def test_a_small_ablation_writes_what_it_measured(tmp_path):
     assert none["real_over_floor"] == pytest.approx(none["real_makespans_s"][0] / none["floor_s"], rel=0.01)
 
 
+def test_a_small_ablation_on_links(tmp_path):
+    command = ["lab/ablation.py", "--leechers", "2", "--chunks", "4", "--links", "up=20M,delay=5ms", "--runs", "1", "--simulated", "1", "--rule", "busy"]
+    ended = subprocess.run([sys.executable, *command, "--out", str(tmp_path / "x.json")], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    if ended.returncode in (links.EXIT_CANNOT, links.EXIT_SLOW):
+        pytest.skip(ended.stderr.strip())
+    assert ended.returncode == 0 and ended.stdout.count("% of a core") == 2 and "bound" in ended.stdout, ended.stderr
+
+
 def test_an_ablation_that_is_interrupted_keeps_what_it_has_measured(tmp_path, ending):
     (tmp_path / "x.json").write_text("[]")
     words = ["--leechers", "1", "--chunks", "2", "--tau", "0.05", "--runs", "1", "--simulated", "1", "--out", str(tmp_path / "x.json")]
@@ -175,7 +320,7 @@ def test_an_ablation_that_is_interrupted_keeps_what_it_has_measured(tmp_path, en
     program.signal(signal.SIGINT)
     program.ends_with(130)
     rules = [found["rule"] for found in json.loads((tmp_path / "x.json").read_text())]
-    assert rules[0] is None and len(rules) < 1 + len(simulate.RULES)
+    assert rules[0] is None and len(rules) < 1 + len(simulate.rules(False))
 
 
 def test_an_ablation_that_cannot_write_says_so_before_it_measures(tmp_path):

@@ -1,10 +1,8 @@
 """The page, the tests, messages.proto, messages_pb2.py and the constants say the same.
 
-Nothing is run here: the page is read (lab/SPEC.md), and the tests are read with ast, so that it
-does not matter which of them are selected. Reading order: clauses - bytes - messages - constants.
+Nothing is run here: the page is read (lab/SPEC.md), and the tests are read with ast (pages.py). Reading order: clauses - bytes - messages - constants.
 """
 
-import ast
 import hashlib
 import pathlib
 import re
@@ -17,33 +15,12 @@ import messages_pb2 as pb
 import peer
 import tracker
 from harness import ROOT, active_proof, chunks_query, content_id, describe, fetch_chunk, framed, join, peer_list
+from pages import CLAUSES, SPEC, all_tests, marks, functions_of
 
-SPEC = pathlib.Path(ROOT, "lab", "SPEC.md").read_text()
 PROTO = pathlib.Path(ROOT, "messages.proto").read_text()
-CLAUSES = dict(re.findall(r"^\*\*([A-Z]+-\d+)\*\* (.+)$", SPEC, re.M))  # "WF-1" -> its text
 
 
 # Clauses. Each has a test, and each test has a clause.
-
-
-def marks(function):
-    """The (name, values) of the spec and fault marks of a test function, as ast shows them."""
-    found = []
-    for decorator in function.decorator_list:
-        match = re.fullmatch(r"pytest\.mark\.(spec|fault)\((.*)\)", ast.unparse(decorator))
-        if match:
-            found.append((match[1], ast.literal_eval(f"[{match[2]}]")))
-    return found
-
-
-def functions_of(source):
-    """The test functions of a file, also those in classes."""
-    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
-
-
-def all_tests(pattern="test_*.py"):
-    """Every (file name, test function) in tests/."""
-    return [(path.name, function) for path in sorted(pathlib.Path(ROOT, "tests").glob(pattern)) for function in functions_of(path.read_text())]
 
 
 def test_the_numbers_of_the_clauses_are_unique_and_without_a_gap():
@@ -339,9 +316,17 @@ def test_the_table_of_constants_agrees_with_the_programs():
         "connections open at a server": [peer.MAX_CONNECTIONS],
         "lease, unless chosen otherwise": [peer.LEASE_SECONDS],
         "peers listed by a tracker": [tracker.MAX_PEERS, tracker.MAX_PEERS_PER_IP],
-        "neighbors of a peer": [peer.MAX_NEIGHBORS],
-        "upload slots of a peer": [peer.UPLOAD_SLOTS, peer.PACED_SLOTS, peer.upload_slots(peer.FRAME_SECONDS / 2), peer.FRAME_SECONDS / 2],
+        "answer to Join and to Peer List, at most": [peer.MAX_ANSWER],
+        "answer to Chunks Query, at most": [peer.MAX_LIST],
+        "answer to Fetch Chunk, at most": [peer.ANSWER_MARGIN],
+        "neighbors of a peer, at most": [peer.MAX_NEIGHBORS],
     }
+
+
+def test_what_is_said_of_the_references_upload_slots_is_so():
+    said = re.search(r"the reference has (\d), under an upload limit (\d), and (\d) where a chunk takes (\d) s or more at it", SPEC).groups()
+    slow = peer.FRAME_SECONDS / 2
+    assert list(map(int, said)) == [peer.upload_slots(0), peer.upload_slots(slow / 2), peer.upload_slots(slow), slow]
 
 
 @pytest.mark.parametrize("clause, text, value", [
@@ -369,7 +354,13 @@ def test_the_numbers_in_the_clauses_agree_with_the_programs(clause, text, value)
 def test_the_numbers_that_the_clauses_give_in_words_are_kept_by_the_programs():
     assert "at least every third of the lease" in CLAUSES["AP-4"] and peer.PROOF_SHARE < 1 / 3
     assert "within about a second" in CLAUSES["PL-5"] and peer.REFRESH_SECONDS <= 1
-    assert "no more than 20 requests a second" in CLAUSES["FC-7"] and peer.BUSY_SECONDS[0] >= 1 / 20
+    assert "more than 20 times a second" in CLAUSES["FC-7"] and peer.BUSY_SECONDS[0] >= 1 / 20
+    assert "more than 20 Chunks Queries in a second" in CLAUSES["CQ-6"] and peer.NEWS_PAUSE * min(peer.RETRY_SPREAD) >= 1 / 20
+    assert "more than five times in a second" in CLAUSES["PL-5"] and peer.REFRESH_SECONDS >= 1 / 5
+    assert "below 100 ms" in CLAUSES["AP-4"] and "3 s at most" in CLAUSES["SW-5"] and peer.LATE_SECONDS[1] <= 3
+    pauses = [peer.REDIAL_SECONDS[0] * 2 ** failures for failures in range(2)]
+    assert "up to a minute at most" in CLAUSES["SW-6"] and peer.REDIAL_SECONDS[1] <= 60
+    assert "longer than half a second, and no longer than 5 s" in CLAUSES["SW-6"] and 0.5 < sum(pauses) <= 5
     assert "to three requests in a row" in CLAUSES["FC-10"] and peer.MAX_BROKEN_PROMISES == 3
 
 

@@ -1,4 +1,4 @@
-"""The starter: it is what lab/stages.py says, it shows no solution, and it turns green stage by stage.
+"""The starter: it is what lab/grader/stages.py says, it shows no solution, and it turns green stage by stage.
 
 Reading order: names - text - the command - the stages, in runs of pytest of their own.
 """
@@ -13,11 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from harness import ROOT
-
-sys.path.insert(0, os.path.join(ROOT, "lab"))
-
-import stages  # noqa: E402  (after the path)
-import starter  # noqa: E402
+import stages
+import starter
 
 pytestmark = pytest.mark.ours
 STAGES = {stage.number: stage for stage in stages.STAGES}
@@ -176,7 +173,7 @@ def test_it_has_what_is_needed_to_run_and_says_what_to_do_first(made):
 
 def test_it_imports_and_each_function_that_is_not_written_names_its_note(made):
     code = "import peer, tracker\nfor name in {names!r}:\n    found = peer if name.startswith('peer.') else tracker\n" \
-           "    for word in name.split('.')[1:]:\n        found = getattr(found, word)\n    found = getattr(found, '__func__', found)\n" \
+           "    for word in name.split('.')[1:]:\n        found = getattr(found, word)\n    found = getattr(found, '__func__', getattr(found, '__wrapped__', found))\n" \
            "    try:\n        found(*[None] * found.__code__.co_argcount)\n    except NotImplementedError as error:\n        print(error)\n"
     names = [name for stage in stages.STAGES for name in starter.functions_of(stage)]
     said = subprocess.run([sys.executable, "-c", code.replace("{names!r}", repr(names))], cwd=made, capture_output=True, text=True, timeout=20)
@@ -187,7 +184,7 @@ def test_it_imports_and_each_function_that_is_not_written_names_its_note(made):
 
 
 def run_starter(*arguments):
-    return subprocess.run([sys.executable, os.path.join(ROOT, "lab", "starter.py"), *map(str, arguments)], capture_output=True, text=True, timeout=20)
+    return subprocess.run([sys.executable, os.path.join(ROOT, "lab", "grader", "starter.py"), *map(str, arguments)], capture_output=True, text=True, timeout=20)
 
 
 def test_the_command_makes_the_folder_also_in_one_that_is_empty(tmp_path, made):
@@ -227,7 +224,7 @@ def run_stage(folder, number, *extra):
     environment = {**os.environ, "TRACKER": f"{python} {folder}/tracker.py {{file}} --port {{port}} --expire {{expire}}", "PEER": f"{python} {folder}/peer.py {{tracker}} {{out}}"}
     files = [os.path.join(ROOT, name) for name in stages.test_files(STAGES[number])]
     return subprocess.run([sys.executable, "-m", "pytest", "-m", "not ours and not slow", "--tb=short", f"--basetemp={folder}-{number}", *extra, *files],
-                          cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=140)
+                          cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280)
 
 
 def in_parallel(run, numbers):
@@ -243,13 +240,15 @@ def fails_cleanly(ended, number, stage):
     assert 'raise NotImplementedError("stage' not in ended.stdout, f"a traceback of the program in stage {number}:\n{ended.stdout}"
 
 
+@pytest.mark.long
 def test_each_stage_of_the_untouched_starter_fails_and_names_a_note(made):
     for number, ended in in_parallel(lambda number: run_stage(made, number, "--maxfail=1"), list(STAGES)).items():
         assert ended.returncode == 1, ended.stdout
         assert re.search(r"NotImplementedError: stage [01]: lab/", ended.stdout), ended.stdout
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_with_the_functions_up_to_a_stage_that_stage_passes_and_the_next_fails(tmp_path):
     """More functions do not make a test fail, so the stages before it pass too."""
     def run(number):

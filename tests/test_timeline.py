@@ -15,7 +15,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from harness import ROOT
+from harness import ROOT, events_in
 
 sys.path.insert(0, str(pathlib.Path(ROOT, "lab")))
 import distribution  # noqa: E402  (after the path)
@@ -174,13 +174,57 @@ def test_a_file_without_a_wall_time_cannot_be_put_among_those_of_several_machine
 def test_files_of_several_machines_meet_on_the_wall_clock(write):
     elsewhere = [{**event, "t": event["t"] + 5000, **({"wall": event["wall"]} if "wall" in event else {})} for event in B]
     run = timeline.read_run(write({**WRITTEN, "b": elsewhere}))
-    assert run.several_machines and "several machines" in text_of(run)
+    assert run.several_clocks and "several machines" in text_of(run)
     assert [round(t.end, 3) for t in lane(run, "b").fetched] == [3, 4] and round(lane(run, "b").complete, 3) == 4
 
 
 def test_of_a_file_with_two_contents_the_last_one_counts(write):
     other = [start(10, 5001), joined(10, content="cd"), fetched(11, 990, 5009, 1.0), complete(11)]
     assert {t.chunk for t in lane(timeline.read_run(write({**WRITTEN, "a": other + A})), "a").fetched} == {0, 10}
+
+
+# Several runs in one file: --events appends.
+
+
+def again(events, later, boot=0.0):
+    """The same events so many seconds later, on a machine that was started anew `boot` seconds ago by then; 0: it was not."""
+    moved = [{**event, "t": event["t"] + later - boot} for event in events]
+    return [{**event, "wall": event["wall"] + later} if "wall" in event else event for event in moved]
+
+
+@pytest.mark.parametrize("boot", [0.0, 3700.0, -50_000.0], ids=["one_clock", "started_anew", "another_clock"])
+@pytest.mark.parametrize("some", [{"seeder", "a", "b"}, {"b"}], ids=["all", "one"])
+def test_of_several_runs_the_last_is_shown_and_the_others_can_be(write, boot, some):
+    later = [event for event in again(B, 3600, boot) if event["event"] != "fetched" or event["chunk"] == 10] + [complete(3600 + 109 - boot)]
+    twice = {name: events + (later if name == "b" else again(events, 3600, boot)) if name in some else events for name, events in WRITTEN.items()}
+    once = text_of(timeline.read_run(write(WRITTEN)))
+    paths = write(twice)
+    run, first = timeline.read_run(paths), timeline.read_run(paths, 1)
+    assert [transfer.chunk for transfer in lane(run, "b").fetched] == [10] and [transfer.chunk for transfer in lane(first, "b").fetched] == [0, 10]
+    assert text_of(first).replace(f"{first.which}\n", "") == once
+    assert "run 2 of the 2 that these files tell of, the last; --run N shows another" in text_of(run) and "run 1 of the 2" in text_of(first)
+    assert run.end < 20 and not run.several_clocks
+    with pytest.raises(timeline.ending.Failure, match="expected --run from 1 to 2, got 3"):
+        timeline.read_run(paths, 3)
+
+
+def test_two_swarms_are_told_apart_by_their_content_though_they_ran_at_the_same_time(write):
+    other = {name: [{**event, "content_id": "cd"} if "content_id" in event else event for event in events] for name, events in WRITTEN.items()}
+    run = timeline.read_run(write({**WRITTEN, "c": other["b"]}))
+    assert {lane.name for lane in run.lanes if lane.has_file} in ({"c"}, {"seeder", "a", "b"}) and "of the 2" in run.which
+
+
+@pytest.mark.parametrize("boot, told", [(0.0, False), (60.0, True)], ids=["one_clock", "started_anew"])
+def test_a_peer_that_was_started_anew_in_the_middle_is_one_lane_of_one_run(write, boot, told):
+    resumed = [*B[:3], start(103.5 - boot, 5003, wall=1e9 + boot), joined(103.5 - boot), *[{**event, "t": event["t"] - boot} for event in B[3:]]]
+    run = timeline.read_run(write({**WRITTEN, "b": resumed}))
+    assert not run.which and [round(transfer.end, 3) for transfer in lane(run, "b").fetched] == [3, 4] and run.several_clocks == told
+    assert round(lane(run, "b").complete, 3) == 4
+
+
+def test_runs_without_a_wall_time_are_told_apart_by_their_starts(write):
+    run = timeline.read_run(write({"b": bare(B) + [{**event, "t": event["t"] - 94.5} for event in bare(B)]}))
+    assert "run 2 of the 2" in run.which and run.end < 20
 
 
 # Runs that went wrong.
@@ -262,6 +306,17 @@ def test_every_transfer_is_a_bar_at_its_receiver_and_one_at_its_sender(write):
     assert shapes(picture, "path", "b complete at 4.000 s")
 
 
+@pytest.mark.parametrize("peers", [2, 12])
+def test_what_stands_above_the_picture_fits_over_it(write, monkeypatch, peers):
+    files = {f"peer {number}": [start(95, 6000 + number), joined(95), fetched(101 + number, 0, 5000, 1.0), complete(102)] for number in range(peers)}
+    for most in (timeline.MANY, 1):
+        monkeypatch.setattr(timeline, "MANY", most)
+        picture = timeline.draw(timeline.read_run(write({"seeder": SEEDER[:3], **files})))
+        heads = [element.text for element in shapes(picture, "text") if float(element.get("y")) < 70]
+        assert len(heads) == 3 and max(map(len, heads)) * svg.SIZE * svg.LETTER < timeline.WIDTH - 16, heads
+        assert "where colours repeat" not in "".join(heads) and ("(colours repeat)" in heads[2]) == (peers == 12 and most > 1)
+
+
 def test_bars_that_overlap_are_in_different_rows():
     transfers = [timeline.Transfer(begin, begin + 2, begin, 1, 0, 1) for begin in (0, 1, 2, 3)]
     assert timeline.stack(transfers) == ({transfers[0]: 0, transfers[1]: 1, transfers[2]: 0, transfers[3]: 1}, 2)
@@ -306,10 +361,6 @@ def test_a_plot_puts_low_left_below_and_high_right_above():
 # A real swarm.
 
 
-def events_in(path, kind):
-    return [event for event in map(json.loads, path.read_text().splitlines()) if event["event"] == kind]
-
-
 @pytest.mark.ours
 def test_the_timeline_of_a_real_swarm_adds_up_to_its_bytes(tmp_path):
     chunks, chunk_size = 12, 16384
@@ -335,3 +386,15 @@ def test_a_real_tracker_that_seeds_is_a_lane_of_its_own(tmp_path, make_file, run
     run = timeline.read_run([str(tmp_path / "leecher.events"), str(tmp_path / "tracker.events")])
     assert [(lane.name, lane.is_seeder(), timeline.total(lane.sent)) for lane in run.lanes] == [("tracker", True, len(data)), ("leecher", False, 0)]
     assert [transfer.source for transfer in run.lanes[1].fetched] == [0] * 7
+
+
+def test_of_each_uplink_it_says_how_much_was_in_use_when_it_is_told_of_the_links(write, tmp_path):
+    def at_host(events, host):
+        return json.loads(json.dumps(events).replace("127.0.0.1", f"10.99.0.{host}"))
+    paths = write({"seeder": at_host([start(90, 5000), {**joined(90), "listening": "10.99.0.1:5000"}, complete(90), sent(101, 0, 40001)], 1),
+                   "a": at_host([start(95, 5001), {**joined(95), "listening": "10.99.0.2:5001"}, fetched(101, 0, 5000, 1.0), complete(101)], 1)})
+    command = [sys.executable, "lab/timeline.py", *paths, "--out", str(tmp_path / "x.svg"), "--links"]
+    with_links = subprocess.run([*command, "up=8K,2:up=16K"], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert (with_links.returncode, with_links.stderr) == (0, "") and with_links.stdout.splitlines()[1].split()[-2:] == ["1", "%"], with_links.stdout
+    refused = subprocess.run([*command, "up"], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "KEY=VALUE" in refused.stderr

@@ -10,21 +10,23 @@ import sys
 import pytest
 
 import processes
-from harness import ROOT, Program, eventually
+from harness import ROOT, Program, Terminal, eventually
 
 pytestmark = pytest.mark.ours
 SAY_SOMETHING = {
-    "explain_hex": ["lab/explain.py", "0000000000000002 2a00"],
-    "explain_a_capture": ["lab/explain.py", "lab/exchange.pcap"],
-    "explain_what_is_wrong": ["lab/explain.py", "--port", "1", "lab/exchange.pcap"],
+    "explain_hex": ["lab/tools/explain.py", "0000000000000002 2a00"],
+    "explain_a_capture": ["lab/tools/explain.py", "lab/exchange.pcap"],
+    "explain_what_is_wrong": ["lab/tools/explain.py", "--port", "1", "lab/exchange.pcap"],
     "timeline": ["lab/timeline.py", "{events}", "--out", "{folder}/x.svg"],
-    "starter": ["lab/starter.py", "{folder}/starter"],
-    "samples": ["lab/samples.py", "{folder}/samples"],
-    "gauntlet": ["lab/gauntlet.py", "--list"],
-    "grade": ["lab/grade.py", "--stage", "0", "-k", "does_not_count", "--results", "{folder}/results.json"],
+    "starter": ["lab/grader/starter.py", "{folder}/starter"],
+    "samples": ["lab/grader/samples.py", "{folder}/samples"],
+    "gauntlet": ["lab/grader/gauntlet.py", "--list"],
+    "variants": ["lab/grader/variants.py", "--list"],
+    "grade": ["lab/grader/grade.py", "--stage", "0", "-k", "does_not_count", "--results", "{folder}/results.json"],
     "demo": ["lab/demo.py"],
     "simulate": ["lab/simulate.py", "--leechers", "2", "--chunks", "2", "--runs", "1"],
-    "watch": ["lab/watch.py", "--help"],
+    "links": ["lab/links.py", "--help"],
+    "watch": ["lab/tools/watch.py", "--help"],
     "distribution": ["lab/distribution.py", "--point", "1", "2", "--limit", "1M", "--chunk-size", "1K"],
 }
 SIGNALS = [signal.SIGINT, signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)  # nohup's stay ignored
@@ -41,7 +43,7 @@ def test_a_stdout_that_takes_nothing_costs_at_most_one_line(tool, how, tmp_path)
     environment.pop("PYTHONUNBUFFERED", None)  # then what was printed fails at the very end
     ended = subprocess.run(["bash", "-c", NO_READER[how], sys.executable, *words], cwd=ROOT, env=environment,
                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60)
-    if (tool, how) == ("watch", "closed"):
+    if (tool, how) in (("watch", "closed"), ("links", "closed")):
         return  # argparse shows its help on stderr then
     assert ended.returncode in (0, 1, 2) and ended.stderr.count("\n") <= 1 and not re.search(r"Traceback|Exception", ended.stderr), ended.stderr
     assert how != "nobody_reads" or tool == "explain_what_is_wrong" or not ended.stderr, "a reader that has gone is nothing to talk about"
@@ -67,7 +69,7 @@ def test_a_signal_ends_a_tool_without_a_word(ending, number, held):
     program.wait_for("begun")
     program.signal(number)
     program.ends_with(128 + number)
-    assert program.output.strip("\0") == "begun\n"
+    assert program.output == "begun\n"
 
 
 @pytest.mark.parametrize("main, code, said", [
@@ -76,6 +78,28 @@ def test_a_signal_ends_a_tool_without_a_word(ending, number, held):
 def test_what_ends_a_tool_is_its_exit_code_and_one_line_unless_it_is_a_bug(main, code, said):
     ended = subprocess.run([sys.executable, "-c", f"{ENDING}ending.run(lambda: {main})"], cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert ended.returncode == code and said in ended.stderr and (ended.stderr.count("\n") <= 1) == ("Traceback" not in ended.stderr) == (main != "1 / 0")
+
+
+SHOWN = """
+import json, sys
+sys.path.insert(0, "lab")
+import demo
+with open(sys.argv[1], "w") as file:
+    file.write(json.dumps({"event": "fetched", "bytes": demo.SIZE // 2, "of": "127.0.0.1:1"}) + chr(10))
+progress = demo.Progress("peer 1", sys.argv[1])
+progress.read()
+demo.show([progress, progress], again=True)
+"""
+
+
+@pytest.mark.parametrize("columns, shown", [
+    (200, f"peer 1  [{'#' * 20}{'.' * 20}]  50.0 %    1 source"), (60, f"peer 1  [{'#' * 15}{'.' * 15}]  50.0 %    1 source"),
+    (40, f"peer 1  [{'#' * 5}{'.' * 5}]  50.0 %    1 source"), (20, "peer 1  []  50.0 %  ")])
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_the_bars_of_the_demo_are_one_line_each_on_a_narrow_terminal_too(ending, tmp_path, columns, shown, term):
+    terminal = ending(Terminal([sys.executable, "-c", SHOWN, str(tmp_path / "x.events")], columns, term=term, COLUMNS="132"))
+    assert len(shown) <= columns
+    assert terminal.read() == ("\x1b[2A" + 2 * f"\x1b[K{shown}\n" if term == "xterm" else 2 * f"{shown}\n" + "\n")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -89,7 +113,7 @@ def test_a_demo_that_is_interrupted_leaves_nothing_behind(ending, tmp_path, numb
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes by their parents")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_recording_that_is_interrupted_leaves_nothing_behind(ending, tmp_path, number):
+def test_a_recording_that_is_interrupted_leaves_nothing_behind(ending, tmp_path, recording_alone, number):
     program = ending(Program([sys.executable, "lab/exchange.py", str(tmp_path / "x.pcap")], env={**os.environ, "TMPDIR": str(tmp_path)}))
 
     def under_way():
@@ -106,12 +130,12 @@ def test_a_recording_that_is_interrupted_leaves_nothing_behind(ending, tmp_path,
 @pytest.mark.parametrize("tool", ["starter", "samples"])
 @pytest.mark.parametrize("name", [b"\xff", b"x" * 5000], ids=["no_utf8", "too_long"])
 def test_a_folder_that_cannot_be_named_is_told_in_one_line(tool, name, tmp_path):
-    ended = subprocess.run([sys.executable, os.path.join(ROOT, "lab", f"{tool}.py"), name], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    ended = subprocess.run([sys.executable, os.path.join(ROOT, "lab", "grader", f"{tool}.py"), name], cwd=tmp_path, capture_output=True, text=True, timeout=20)
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and f"{tool}.py: expected" in ended.stderr, ended.stderr
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("arguments", [["--jobs", "x"], ["--limit"], ["-x"]])
 def test_wrong_arguments_of_the_gauntlet_are_told_in_one_line(arguments):
-    ended = subprocess.run([sys.executable, pathlib.Path(ROOT, "lab", "gauntlet.py"), *arguments], capture_output=True, text=True, timeout=20)
+    ended = subprocess.run([sys.executable, pathlib.Path(ROOT, "lab", "grader", "gauntlet.py"), *arguments], capture_output=True, text=True, timeout=20)
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "gauntlet.py: " in ended.stderr, ended.stderr

@@ -1,8 +1,7 @@
-"""lab/watch.py: what is concluded from lists of ids, the map as text and as a page, and that it only watches."""
+"""lab/tools/watch.py: what is concluded from lists of ids, the map as text and as a page, and that it only watches."""
 
 import json
 import os
-import pathlib
 import re
 import signal
 import sys
@@ -11,11 +10,9 @@ import urllib.request
 
 import pytest
 
-from harness import CHUNK, ROOT, Program, eventually, finished, some_bytes
+from harness import CHUNK, ROOT, SECONDS, Program, Terminal, eventually, finished, kept, some_bytes
 from messages_pb2 import Response
-
-sys.path.insert(0, str(pathlib.Path(ROOT, "lab")))
-import watch  # noqa: E402  (after the path)
+import watch
 
 pytestmark = pytest.mark.ours
 K = 1024
@@ -73,8 +70,28 @@ def test_a_chunk_that_nobody_lists_is_seen():
 
 def test_a_map_keeps_within_the_terminal_and_says_what_is_left_out():
     lines = watch.render(swarm_of(*[range(200)] * 8, trouble="no answer", passed_over=7), 60, 8, GLYPHS)
-    assert len(lines) == 8 and all(len(line) <= 60 for line in lines[1:]) and lines[-2] == "and 3 more"
-    assert lines[0].endswith("7 more not asked, tracker: no answer")
+    assert len(lines) == 8 and all(len(line) <= 60 for line in lines) and lines[-2] == "and 4 more"
+    assert " ".join(lines[:2]).endswith("7 more not asked, tracker: no answer")
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 100])
+@pytest.mark.parametrize("height", [9, 40])
+def test_a_map_has_room_on_a_narrow_terminal_too(width, height):
+    swarm = swarm_of(*[range(80)] * 3, [0])
+    peers = [one._replace(address=f"192.168.100.10{number}:40000", trouble="" if number else "refused: it is not in the mood today")
+             for number, one in enumerate(swarm.peers)]
+    lines = watch.render(swarm._replace(peers=peers), width, height, GLYPHS)
+    assert len(lines) <= height and all(len(line) <= width for line in lines)
+    if (width, height) == (40, 40):
+        assert lines[3:7] == ["192.168.100.100:40000 refused: it is not", "#" * 40, "192.168.100.101:40000 80 of 80 complete", "#" * 40]
+
+
+def test_a_peer_that_is_gone_holds_nothing_that_counts():
+    swarm = swarm_of(range(4), [0, 1], [])
+    gone = swarm._replace(peers=[swarm.peers[0]._replace(trouble="Connection refused"), *swarm.peers[1:]])
+    assert watch.render(gone, 80, 24, GLYPHS) == [
+        "2 peers, 0 complete, 4 chunks of 1.0 KiB, the rarest held by nobody, 1 without", "an answer",
+        "a  ####  Connection refused", "b  ##..  2 of 4", "c  ....  0 of 4", "copies  1100"]
 
 
 def test_an_empty_swarm_has_a_headline_only():
@@ -90,7 +107,7 @@ def test_the_page_gets_the_lowest_chunks_first():
 
 
 def once(*arguments):
-    return finished([sys.executable, os.path.join(ROOT, "lab", "watch.py"), *map(str, arguments)], env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    return finished([sys.executable, os.path.join(ROOT, "lab", "tools", "watch.py"), *map(str, arguments)], env={**os.environ, "PYTHONIOENCODING": "utf-8"})
 
 
 def test_one_map_of_a_swarm_that_never_hears_of_the_observer(fake_tracker, fake_peer):
@@ -129,7 +146,7 @@ def unused_port():
 def watching(fake_tracker, ending):
     """watching(tracker): (the program, a function that gets what the page draws)."""
     def start(tracker):
-        program = ending(Program([sys.executable, os.path.join(ROOT, "lab", "watch.py"), f"127.0.0.1:{tracker.port}", "--web", "--every", "0.05"]))
+        program = ending(Program([sys.executable, os.path.join(ROOT, "lab", "tools", "watch.py"), f"127.0.0.1:{tracker.port}", "--web", "--every", "0.05"]))
         at = program.wait_for(r"the map is at (http://127\.0\.0\.1:\d+/)$")[1]
 
         def get(path):
@@ -192,13 +209,52 @@ def test_a_real_swarm_is_watched_to_its_end(run_tracker, run_peer, make_file, tm
     assert [row["state"] for row in told["rows"]] == ["6 of 6  complete"] * 2
 
 
+@pytest.mark.parametrize("term, over", [("xterm", True), ("dumb", False), ("", False)])
+def test_a_map_is_drawn_over_the_last_one_where_the_terminal_can(fake_tracker, fake_peer, ending, term, over):
+    data = some_bytes(3 * CHUNK)
+    tracker = fake_tracker(data, peers=[fake_peer(data).address])
+    terminal = ending(Terminal([sys.executable, "lab/tools/watch.py", f"127.0.0.1:{tracker.port}", "--once"], 40, term=term))
+    shown = terminal.read()
+    assert "███" in shown and ("\x1b" in shown) == over
+
+
+def test_a_map_is_as_wide_as_the_terminal_is_now(fake_tracker, fake_peer, ending):
+    data = some_bytes(80 * 1000)
+    tracker = fake_tracker(data, peers=[fake_peer(data, chunk_size=1000).address])
+    terminal = ending(Terminal([sys.executable, "lab/tools/watch.py", f"127.0.0.1:{tracker.port}", "--every", "0.05"], 200, COLUMNS="132"))
+    assert f"  {'█' * 80}  80 of 80" in terminal.read(r"copies +1{80}$")
+    terminal.resize(40)
+    terminal.read(rf"^\x1b\[K{'█' * 40}$")
+
+
 @pytest.mark.parametrize("arguments, code, said", [
-    ([], 2, "the following arguments are required: TRACKER:PORT"), (["127.0.0.1"], 2, "expected host:port"),
-    (["127.0.0.1:1", "--web", "x"], 2, "expected a port"), (["127.0.0.1:1", "--every", "0"], 2, "expected a number of seconds above 0"),
-    (["127.0.0.1:1", "--once"], 3, "expected a tracker at 127.0.0.1:1, got: Connection refused; is it running?")])
+    ([], 2, "the following arguments are required: TRACKER:PORT"), (["::1:8000"], 2, "expected host:port"),
+    (["127.0.0.1:1", "--web", "x"], 2, "expected a port"), (["127.0.0.1:1", "--every", "0"], 2, "expected a number of seconds above 0")])
 def test_what_cannot_be_watched_is_told_in_one_line(arguments, code, said):
     ended = once(*arguments)
     assert ended.returncode == code and said in ended.stderr and ended.stderr.count("\n") == 1 and not ended.stdout
+
+
+def watching_for(seconds, *arguments):
+    """The command of a watch.py that waits so long for a tracker."""
+    code = f"import sys; sys.path.insert(0, 'lab/tools'); import watch; watch.peer.TRACKER_SECONDS = {seconds}; sys.argv[1:] = {list(map(str, arguments))}"
+    return [sys.executable, "-c", f"{code}; watch.peer.run_to_exit('watch.py', watch.run)"]
+
+
+def test_a_tracker_that_does_not_come_is_told_of():
+    ended = finished(watching_for(0.5, f"127.0.0.1:{unused_port()}", "--once"))
+    assert ended.returncode == 3 and not ended.stdout
+    assert re.fullmatch(r"watch\.py: waiting 0\.5 s for a tracker at (127\.0\.0\.1:\d+): Connection refused\n"
+                        r"watch\.py: expected a tracker at \1, got: Connection refused; is it running\?\n", ended.stderr)
+
+
+def test_a_tracker_that_is_late_is_waited_for(run_tracker, make_file, ending):
+    with kept(0) as place:
+        port = place.getsockname()[1]
+        program = ending(Program(watching_for(SECONDS, f"127.0.0.1:{port}", "--once", "--every", "0.05")))
+        program.wait_for(f"waiting 10 s for a tracker at 127.0.0.1:{port}: Connection refused")
+        run_tracker(make_file(1)[0], port=port, extra=["--no-seed"])
+        program.ends_with(0, "^0 peers, 0 complete")
 
 
 def test_a_tracker_that_is_none_is_told_of(fake_peer):

@@ -1,13 +1,14 @@
 'use strict';
 /* A peer of lab/SPEC.md for Node.js 18 or newer: its standard library only, protobuf by hand, written from SPEC.md.
-     node peer.js TRACKER:PORT OUT [--port P] [--leave] [--expect ID]
+     node peer.js TRACKER:PORT OUT [--port P] [--leave] [--expect ID] [--force] [--events FILE] [--quiet]
    Read from the top: messages, connections, file, peer; then tracker.js. There is one thread: between two `await`
    nothing else runs, so nothing needs a lock. [FC-1] and the like are clauses of SPEC.md.
-   Not here, on purpose: all other options [CL-14, CL-15]; progress, and the file's name [CL-18, FD-5]; a check of OUT
-   before Join, and a lock on it [CL-6, CL-7]; requests ahead [FC-15]; `instead`, and `retry_ms` as a server [FC-7]. */
+   Not here, on purpose: all other options [CL-8, CL-14, CL-15]; progress, help, and the file's name [CL-18, FD-5]; a
+   check of OUT before Join [CL-6]; a stdout that nobody reads [CL-13]; requests ahead [FC-15]; `instead`, and
+   `retry_ms` as a server [FC-7]. */
 const events = require('node:events'), fs = require('node:fs'), net = require('node:net'), os = require('node:os');
 const { setTimeout: sleep, setImmediate: breath } = require('node:timers/promises');
-const { createHash } = require('node:crypto'), { parseArgs } = require('node:util');
+const { createHash } = require('node:crypto'), { parseArgs } = require('node:util'), { resolve } = require('node:path');
 
 const MAX_CHUNKS = 16384, MAX_CONNECTIONS = 512, MAX_NEIGHBORS = 50, MAX_CONTACTS = 1000; // contacts: neighbors to be
 const MAX_CHUNK_SIZE = 16 << 20, MAX_REQUEST = 65536, MAX_ANSWER = 8 << 20; // bytes; the last: 100,000 addresses
@@ -145,17 +146,25 @@ function parseAddress(text, names = false) { // "ip:port" or "[ip]:port", if `na
   const good = v6 ? net.isIPv6(v6) : names && other || net.isIPv4(other);
   return good && port >= 1 && port <= 65535 ? { host: plainIp(v6 ?? other), port: Number(port) } : undefined;
 }
+let quiet = false, log; // log: a descriptor, of --events
+const say = (line) => { if (!quiet) console.log(line); }; // [CL-18]
+function tell(event, fields) { // [CL-15]
+  if (log !== undefined) fs.writeSync(log, `${JSON.stringify({ t: now() / 1000, event, ...fields })}\n`);
+}
 const fail = (code, message) => { console.error(message); process.exit(code); };
 function attempt(code, action) { // what the system refuses ends the program
   try { return action(); } catch (error) { expected(error); return fail(code, error.message); }
 }
 /** [options, ...operands] of either program. `types`: option -> 'string' or 'boolean'. */
 function commandLine(count, types) {
-  const options = Object.fromEntries(Object.entries(types).map(([name, type]) => [name, { type }]));
+  const all = { ...types, events: 'string', quiet: 'boolean' };
+  const options = Object.fromEntries(Object.entries(all).map(([name, type]) => [name, { type }]));
   process.on('SIGINT', () => process.exit(130)).on('SIGTERM', () => process.exit(143));
   process.on('uncaughtException', (error) => { console.error(error); process.exit(70); }); // and promises' errors
   const { values, positionals } = attempt(2, () => parseArgs({ options, allowPositionals: true }));
   if (positionals.length !== count) fail(2, `expected ${count} words beside options, got ${positionals.length}`);
+  quiet = values.quiet;
+  if (values.events) log = attempt(2, () => fs.openSync(values.events, 'a'));
   return [values, ...positionals];
 }
 
@@ -196,8 +205,10 @@ async function onFetchChunk(request, connection) {
   if (!slots && numberOf(request, 8)) return refusal(BUSY, 'every upload slot is taken'); // [FC-6]
   if (slots) slots--; else await new Promise((turn) => { queue.push(turn); });
   try {
+    const { remoteAddress, remotePort } = connection.socket, to = joinAddress(plainIp(remoteAddress), remotePort);
     const chunk = readChunk(index);
     await connection.send(chunk ? bytes(CHUNK, chunk) : refusal(NOT_HELD, `chunk ${id} was changed on the disk`));
+    if (chunk) tell('sent', { chunk: id, bytes: chunk.length, to });
   } finally { if (queue.length) queue.shift()(); else slots++; } // to who has waited longest
 }
 
@@ -224,7 +235,8 @@ function meet(list) { // calls whom it may, of those that it knows and a tracker
   for (const address of (list[8 * 1 + 2] ?? []).map(String).sort(() => Math.random() - 0.5)) {
     const to = parseAddress(address);
     if (!to || contacts.size >= MAX_CONTACTS || contacts.has(address) || isSelf(to)) continue;
-    contacts.set(address, { to, has: new Set(), strikes: 0, pause: 0, retry: 0 }); // retry: not to be called before
+    const never = { strikes: 0, pause: 0, retry: 0 }; // retry: not to be called before
+    contacts.set(address, { to, name: address, has: new Set(), ...never });
   }
   const ready = [...contacts.values()].filter((contact) => contact.retry <= now() && !neighbors.has(contact));
   ready.slice(0, MAX_NEIGHBORS - neighbors.size).forEach(befriend);
@@ -240,14 +252,18 @@ async function refresh() { // every second [PL-5, SW-7, SW-8]
 }
 async function befriend(contact) { // one request at a time, until nothing is missing
   neighbors.add(contact);
+  tell('neighbor_added', { neighbor: contact.name });
+  let reason = '';
   try { while (missing.size) await step(contact); } catch (error) {
     expected(error);
+    reason = error.message;
     contact.pause = Math.min(60_000, 2 * contact.pause || 1000); // [SW-6]
     contact.retry = Math.max(contact.retry, now() + contact.pause);
   }
   contact.connection?.socket.destroy();
   learn(contact, []);
   neighbors.delete(contact);
+  tell('neighbor_dropped', { neighbor: contact.name, reason });
 }
 async function step(contact) { // its list is asked for each time: what is chosen depends on it
   const asked = now(), { size } = contact.has;
@@ -291,21 +307,31 @@ function keep(contact, index, chunk) {
   const write = (done) => attempt(6, () => fs.writeSync(fd, chunk, done, chunk.length - done, idOf(index) + done));
   for (let done = 0; done < chunk.length;) done += write(done); // one may be short [CL-11]
   hold(index);
+  tell('fetched', { chunk: idOf(index), bytes: chunk.length, of: contact.name });
   if (!missing.size) whole();
 }
 
 // What it does as a program. The tracker's seeder is one whose OUT is there.
-async function run(to, out, { leave, expect, port = 0 }) {
+async function claim(out) { // by a name that ends with the process; only Linux has such names [CL-7]
+  const server = net.createServer().listen(process.platform === 'linux' ? `\0${resolve(out)}` : 0).unref();
+  await events.once(server, 'listening').catch(() => fail(5, `${out}: another process is at work on it`));
+}
+async function run(to, out, { leave, expect, force, port = 0, seeder }) {
   tracker = { to };
   ownPort = await listen({ [CHUNKS_QUERY]: onChunksQuery, [FETCH_CHUNK]: onFetchChunk }, port);
+  if (!seeder) tell('start', { port: ownPort, wall: Date.now() / 1000 });
   const list = await join(), told = partOf(list, 8), part = `${out}.part`;
+  tell('joined', { listening: joinAddress(plainIp(tracker.connection?.socket.localAddress), ownPort) });
   setInterval(prove, Math.min(60_000, Math.max(50, (numberOf(list, 9) || 10_000) / 4))); // [AP-4]
   file = describe(numberOf(told, 2), numberOf(told, 3), bytesOf(told, 4)) ?? fail(4, 'expected a sound description');
   const id = file.id.toString('hex');
   if ((expect ?? id).toLowerCase() !== id) fail(4, `expected the content ${expect}, the tracker has ${id}`);
   for (let index = 0; index < file.count; index++) { missing.add(index); holders.push(0); }
-  const begun = !fs.existsSync(out), { O_RDONLY, O_RDWR, O_CREAT, O_NOFOLLOW } = fs.constants;
-  fd = attempt(5, () => fs.openSync(begun ? part : out, begun ? O_RDWR | O_CREAT | O_NOFOLLOW : O_RDONLY, 0o666));
+  const there = fs.lstatSync(out, { throwIfNoEntry: false }), { O_RDONLY, O_RDWR, O_CREAT, O_NOFOLLOW } = fs.constants;
+  if (there && !force && !there.isFile()) fail(5, `${out} is no regular file: move it away`); // [CL-5]
+  if (there?.isFile()) fd = attempt(5, () => fs.openSync(out, O_RDONLY));
+  const begun = !fd || force && (there.size !== file.size || ![...missing].every(readChunk)); // not what is there
+  if (begun) fd = attempt(5, () => fs.openSync(part, O_RDWR | O_CREAT | O_NOFOLLOW, 0o666));
   const { size } = fs.fstatSync(fd);
   for (let index = 0; index < file.count && idOf(index) < size; index++) { // what is right is kept [CL-4]
     if (readChunk(index)) hold(index);
@@ -315,7 +341,8 @@ async function run(to, out, { leave, expect, port = 0 }) {
   else if (missing.size || size !== file.size) fail(5, `${out} is another file: move it away`);
   whole = () => {
     if (begun) attempt(5, () => fs.renameSync(part, out)); // [CL-3]
-    console.log(`complete: ${file.size} bytes, ${leave ? 'leaving' : 'seeding until Ctrl-C'}`);
+    tell('complete', { bytes: file.size });
+    say(`complete: ${file.size} bytes, ${leave ? 'leaving' : 'seeding until Ctrl-C'}`);
     if (leave) process.exit(0);
   };
   if (!missing.size) return whole();
@@ -325,8 +352,9 @@ async function run(to, out, { leave, expect, port = 0 }) {
 }
 module.exports = { ACTIVE_PROOF, BAD_ADDRESS, FULL, JOIN, MAX_CHUNKS, MAX_CHUNK_SIZE, OK, OTHER_FILE, PEER_LIST,
   attempt, breath, bytes, bytesOf, commandLine, describe, fail, isLoopback, joinAddress, listen, now, number,
-  parseAddress, plainIp, refusal, run, sha256 };
+  parseAddress, plainIp, refusal, run, say, sha256, tell };
 if (require.main === module) {
-  const [options, to, out] = commandLine(2, { port: 'string', leave: 'boolean', expect: 'string' });
-  run(parseAddress(to, true) ?? fail(2, `expected TRACKER:PORT, such as [::1]:8000, got ${to}`), out, options);
+  const [options, to, out] = commandLine(2, { port: 'string', leave: 'boolean', expect: 'string', force: 'boolean' });
+  const where = parseAddress(to, true) ?? fail(2, `expected TRACKER:PORT, such as [::1]:8000, got ${to}`);
+  claim(out).then(() => run(where, out, options));
 }

@@ -8,6 +8,7 @@ A capture is read whole into memory. Left out, because TCP on a local network do
 """
 
 import bisect
+import collections
 import ipaddress
 import struct
 
@@ -16,6 +17,10 @@ MAGICS = {b"\xa1\xb2\xc3\xd4": (">", 10**6), b"\xd4\xc3\xb2\xa1": ("<", 10**6),
           b"\xa1\xb2\x3c\x4d": (">", 10**9), b"\x4d\x3c\xb2\xa1": ("<", 10**9)}  # -> byte order, parts of a second
 PCAPNG = b"\x0a\x0d\x0d\x0a"
 SYN, ACK = 0x02, 0x10
+READ = (0, 1, 12, 14, 101, 108, 113, 228, 229, 276)  # link types that ip_of() knows, and names of others
+NOT_READ = {9: "PPP", 50: "PPP", 105: "802.11 (a card in monitor mode)", 119: "802.11 behind Prism headers", 127: "802.11 behind radiotap headers (a card in monitor mode)",
+            163: "802.11 behind AVS headers", 189: "USB", 192: "PPI", 220: "USB", 258: "PKTAP (macOS: capture one interface, not all)"}
+TAGS = (0x8100, 0x88a8, 0x9100, 0x9200)  # of a VLAN, and around another
 NEAR = 1 << 24  # bytes; a SYN that comes late is this near to what it begins, hardly one of another connection
 
 
@@ -126,10 +131,12 @@ def pcapng_packet(type_, block, order, interfaces):
 
 def ip_of(link, data):
     """The IP packet within a packet of this link type; b"" if there is none. struct.error if it is cut."""
-    if link == 1:  # Ethernet; behind 0x8100 and 0x88a8 is another tag
+    if link == 1:  # Ethernet
         at = 12
-        while struct.unpack_from("!H", data, at)[0] in (0x8100, 0x88a8):
+        while struct.unpack_from("!H", data, at)[0] in TAGS:
             at += 4
+        if struct.unpack_from("!H", data, at)[0] == 0x8864:  # PPPoE: six bytes of its own, then what PPP carries
+            return data[at + 10:] if struct.unpack_from("!H", data, at + 8)[0] in (0x0021, 0x0057) else b""
         return data[at + 2:] if struct.unpack_from("!H", data, at)[0] in (0x0800, 0x86dd) else b""
     if link == 113:  # Linux cooked, v1
         return data[16:] if struct.unpack_from("!H", data, 14)[0] in (0x0800, 0x86dd) else b""
@@ -149,14 +156,34 @@ def tcp_of(packet):
     elif version == 6:
         size, protocol = struct.unpack_from("!4xHB", packet)
         size, start, hosts, fragmented = size and size + 40, 40, (packet[8:24], packet[24:40]), False
-        while protocol in (0, 43, 60):  # options, routing, options
-            protocol, start = packet[start], start + 8 + 8 * packet[start + 1]
+        while protocol in (0, 43, 51, 60):  # options, routing, authentication, options
+            protocol, start = packet[start], start + (8 + 4 * packet[start + 1] if protocol == 51 else 8 + 8 * packet[start + 1])
     if version not in (4, 6) or protocol != 6 or fragmented:
         return None
     segment = packet[start:size or None]  # the size is 0 when the network card was to cut it up
     ports = struct.unpack_from("!HH", segment)
     source, destination = ((str(ipaddress.ip_address(host)), port) for host, port in zip(hosts, ports))
     return source, destination, segment
+
+
+def not_read(link, data):
+    """Why there may be TCP in a packet that is not read, in words; "" if it is certain that there is none."""
+    if link not in READ:
+        return f"link type {link}" + (f", {NOT_READ[link]}" if link in NOT_READ else "")
+    packet = ip_of(link, data)
+    if packet and packet[0] >> 4 == 4:
+        fragment, protocol = struct.unpack_from("!6xHxB", packet)
+        return "IP fragments" if fragment & 0x3fff else {50: "encrypted (ESP)", 51: "IP with authentication headers"}.get(protocol, "")
+    return {44: "IP fragments", 50: "encrypted (ESP)"}.get(packet[6], "") if packet and packet[0] >> 4 == 6 else ""
+
+
+def payload_of(link, packet):
+    """The bytes that a TCP packet of this link type carries; b"" if it is none."""
+    try:
+        _, _, segment = tcp_of(ip_of(link, packet)) or (None, None, b"")
+        return segment[4 * (segment[12] >> 4):] if segment else b""
+    except (struct.error, IndexError):
+        return b""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -231,19 +258,22 @@ class Connection:
 
 
 def connections(packets):
-    """([Connection], how many packets there were, why it ended early or ""); packets as from packets()."""
-    found, current, count = [], {}, 0
+    """([Connection], how many packets there were, {why: how many of them were not read}, why it ended early or ""); packets as from packets()."""
+    found, current, count, passed = [], {}, 0, collections.Counter()
     packets = iter(packets)
     while True:
         try:
             seconds, link, data = next(packets)
         except StopIteration:
-            return found, count, ""
+            return found, count, passed, ""
         except CutShort as error:
-            return found, count, str(error)
+            return found, count, passed, str(error)
         count += 1
         try:
-            add(found, current, seconds, tcp_of(ip_of(link, data)))
+            parts = tcp_of(ip_of(link, data))
+            if parts is None and (why := not_read(link, data)):
+                passed[why] += 1
+            add(found, current, seconds, parts)
         except (struct.error, IndexError):
             continue  # a packet that is shorter than its headers say
 

@@ -5,7 +5,7 @@ know, and a clean environment hides a mark left there. But it has a parent. On L
 itself the one to which orphans among its descendants go (a "subreaper"); whatever they did, they are then found
 below it in the tree of parents. Elsewhere orphans go to process 1, and only what still has its parent is found.
 
-Used by lab/grade.py, for the whole run, and by the tests, after each of them.
+Used by lab/grader/grade.py, for the whole run, and by the tests, after each of them.
 """
 
 import ctypes

@@ -5,13 +5,13 @@
     make gauntlet ARGS=if_chunk_id       some of them, by name, each with the report that a student would read
     make gauntlet ARGS=--list            what there is
 
-lab/mutants.py lists them. A wrong program is the reference with a few words replaced, in a folder of its own, and is
-graded as a submission is: lab/grade.py, its stage, only the tests that name its clause. It is caught when one of them
+lab/grader/mutants.py lists them. A wrong program is the reference with a few words replaced, in a folder of its own, and is
+graded as a submission is: lab/grader/grade.py, its stage, only the tests that name its clause. It is caught when one of them
 fails with a whole report (PARTS). What is printed is a line for each: name, stage, clause, the test that caught it,
 the hint that it gives. Survivors stand last.
 
 Exit code: 0 all caught and the reference passed by all, 1 something to mend, 2 wrong usage. When a mutant no longer fits
-the reference, nothing runs: mend it in lab/mutants.py. When one survives, a test is missing: write it.
+the reference, nothing runs: mend it in lab/grader/mutants.py. When one survives, a test is missing: write it.
 
 Reading order: the tests of a clause - one grading - verdicts - all of them.
 """
@@ -29,15 +29,19 @@ import sys
 import tempfile
 import time
 
-import ending
-from mutants import MUTANTS
-from stages import STAGES, test_files
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(1, str(ROOT / "lab"))
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+import ending  # noqa: E402  (after the path)
+import pace  # noqa: E402
+from mutants import MUTANTS  # noqa: E402
+from stages import STAGES, test_files  # noqa: E402
+
 PROGRAMS = ("peer.py", "tracker.py", "messages_pb2.py")  # what a submission consists of
 LIMIT = 480        # seconds for all; what was not run by then has not been caught
 GRADING = 100      # seconds for one grading, which takes five on a machine that is not busy
-JOBS = 3 * (os.cpu_count() or 1)  # gradings at a time: most of the time a test waits for what does not come
+JOBS = 5 * (os.cpu_count() or 1)  # gradings at a time: most of the time a test waits for what does not come
+START = 0.3        # seconds that a program takes to start, the reference changed in a few words, with a core to itself
 REFERENCE_WORKERS = 2             # tests of the reference at a time, in each of those gradings
 PARTS = ("clauses", "step", "expected", "got", "likely", "again")  # what each report must have
 
@@ -56,7 +60,7 @@ def mutated(mutant):
     text = (ROOT / mutant.program).read_text()
     if text.count(mutant.old) != 1:
         raise NotOnce(f"{mutant.name}: expected its old text once in {mutant.program}, found it {text.count(mutant.old)} times: "
-                      f"the reference has changed, mend this mutant in lab/mutants.py: {mutant.old.strip().splitlines()[0]!r}", 1)
+                      f"the reference has changed, mend this mutant in lab/grader/mutants.py: {mutant.old.strip().splitlines()[0]!r}", 1)
     return text.replace(mutant.old, mutant.new)
 
 
@@ -67,9 +71,12 @@ def clauses_named(function):
 
 
 def tests_of(number, clause):
-    """The names of the tests of a stage that name a clause."""
-    trees = [ast.parse((ROOT / path).read_text()) for path in test_files(STAGES[number])]
-    return [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and clause in clauses_named(node)]
+    """The names of the tests of a stage that name a clause; a file that runs those of wire_tests.py has them too."""
+    sources = [(ROOT / path).read_text() for path in test_files(STAGES[number])]
+    if any(re.search(r"^from wire_tests import \*", source, re.M) for source in sources):
+        sources.append((ROOT / "tests" / "wire_tests.py").read_text())
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    return [node.name for node in nodes if isinstance(node, ast.FunctionDef) and clause in clauses_named(node)]
 
 
 # One grading.
@@ -85,7 +92,7 @@ def grade(number, replaced, *options):
         for name, text in replaced.items():
             pathlib.Path(folder, name).write_text(text)
         results = pathlib.Path(folder, "results.json")
-        command = [sys.executable, str(ROOT / "lab" / "grade.py"), "--dir", folder, "--stage", str(number),
+        command = [sys.executable, str(ROOT / "lab" / "grader" / "grade.py"), "--dir", folder, "--stage", str(number),
                    "--results", str(results), "--limit", str(GRADING), *options]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         running.add(process)
@@ -98,7 +105,7 @@ def grade(number, replaced, *options):
 
 def failures(results, clause=None):
     """The failed tests that did run, of all or of one clause."""
-    failed = [test for test in results["tests"] if test["status"] == "failed" and "extra_data" in test]
+    failed = [test for test in results["tests"] if test.get("status") == "failed" and "extra_data" in test]
     failed = [test for test in failed if not str(test["extra_data"]["got"]).startswith("not run")]
     return [test for test in failed if clause is None or clause in test["extra_data"]["clauses"]]
 
@@ -138,7 +145,7 @@ def verdict_on_reference(number):
     """Whether the reference passes all tests of a stage."""
     results, printed = grade(number, {}, "--workers", str(REFERENCE_WORKERS))
     failed = failures(results)
-    passed = sum(test["status"] == "passed" and "extra_data" not in test and "." in test["number"] for test in results["tests"])
+    passed = sum(test.get("status") == "passed" and "extra_data" not in test and "." in test["number"] for test in results["tests"])
     good = not failed and passed > 0
     line = f"{'the reference':34} stage {number}  {'passes' if good else 'FAILS'} {passed} tests"
     return Verdict(f"the reference, stage {number}", good, line, "" if good else printed)
@@ -201,6 +208,7 @@ def main():
         mutated(mutant)
     tasks = [] if args.names else [(f"the reference, stage {stage.number}", verdict_on_reference, stage.number) for stage in STAGES]
     tasks += [(mutant.name, verdict_on, mutant) for mutant in chosen]
+    pace.share(START)
     verdicts = run_all(tasks, args.jobs, args.limit, lambda verdict: show(verdict, bool(args.names)))
     bad = [verdict for verdict in verdicts if not verdict.caught]
     if bad:

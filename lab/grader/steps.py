@@ -2,10 +2,11 @@
 
 The parts of tests/harness.py append to `trace` as they work, so that no test has to: a step for each program that is
 started, each connection, each request and answer, also those between the program under test and the fakes. Only
-when a test fails is a step put into words (tests/verdict.py). One test runs at a time in a process.
+when a test fails is a step put into words (lab/grader/verdict.py). One test runs at a time in a process.
 
-Three kinds of facts: steps; `sent`, what the program under test was last told; `verdict`, (expected, got), each of them
-bytes of a frame, or words where there are no bytes.
+Three kinds of facts: steps; `sent`, what the program under test was last told, and `answer`, what it last answered to a test,
+with the request, since meanwhile the fakes go on speaking with it; `verdict`, (expected, got), each of them bytes of a
+frame, or words where there are no bytes.
 """
 
 import re
@@ -21,7 +22,8 @@ class Step:
 
     def __init__(self, number, text, frame, kind, by_test):
         self.number, self.text, self.frame, self.kind, self.by_test = number, text, frame, kind, by_test
-        self.pieces = 1  # as many times the same, or in as many pieces
+        self.pieces = 1    # in as many it was sent,
+        self.where = None  # on this connection
 
     def words(self):
         said = explain.headline(self.frame, self.kind) if self.frame is not None else ""
@@ -44,6 +46,7 @@ class Trace:
         self.programs = []     # harness.Program, in the order of their start
         self.sent = None       # (frame, kind) that the program under test was last told
         self.received = None   # (frame, kind) that it last answered, or asked
+        self.answer = None     # (frame, number of its step, request) that a test was last answered
         self.verdict = None    # (expected, got, kind)
         self.partial = None    # (bytes, kind) of a frame from the program under test that is not whole, or no message
         self.clock = 0         # grows with each verdict: which of two was the last
@@ -52,30 +55,35 @@ class Trace:
         by_test = threading.current_thread() is threading.main_thread()
         with self.lock:
             self.count += 1
-            self.steps.append(Step(self.count, text, frame, kind, by_test))
+            step = Step(self.count, text, frame, kind, by_test)
+            self.steps.append(step)
             if len(self.steps) > FIRST + 2 * LAST:
                 del self.steps[FIRST:FIRST + LAST]
+        return step
 
-    def tell(self, text, frame, kind):
-        """The program under test is told this."""
-        last = self.steps[-1] if self.steps else None
-        if last and last.by_test and last.text == text == "sent" and self.sent is not None and self.sent[0] is last.frame:
+    def tell(self, text, frame, kind, where=None):
+        """The program under test is told this on a connection; all of what was told there since its last answer."""
+        last = next((step for step in reversed(self.steps) if step.by_test), None)
+        if last and where is not None and last.where is where and last.text == text:
             last.frame += frame  # the same frame goes on
             last.pieces += 1
-            self.sent = last.frame, kind
-            return
-        self.step(text, frame, kind)
-        self.sent = frame, kind
+        else:
+            last = self.step(text, frame, kind)
+            last.where = where
+        self.sent = last.frame, kind
+        return self.sent
 
-    def hear(self, text, frame, kind):
-        """The program under test said this."""
-        self.step(text, frame, kind)
+    def hear(self, text, frame, kind, request=None):
+        """The program under test said this; to a test, in answer to this request."""
+        step = self.step(text, frame, kind)
         self.received = frame, kind
+        if kind == "response":
+            self.answer = frame, step.number, request
 
-    def judge(self, expected, got, kind=None):
-        """What was expected just now, and what came: bytes or words."""
+    def judge(self, expected, got, kind=None, request=None, step=None):
+        """What was expected just now, and what came: bytes or words; in answer to this request, in the step of this number."""
         self.clock += 1
-        self.verdict = expected, got, kind, self.clock
+        self.verdict = expected, got, kind, self.clock, request, step
 
     def forget_since(self, count):
         """Drop the test's own steps since that count: what it polls again."""
@@ -91,14 +99,15 @@ class Trace:
         for program in self.programs:
             code = program.process.poll()
             if code is not None and not program.stopped:
-                lines = program.output.rstrip("\0\n").splitlines()
+                lines = program.output.rstrip("\n").splitlines()
                 said.append(f"{program.what} ended with {exit_words(code)}" + (f": {telling(lines)[:300]}" if lines else ""))
         return "; ".join(said)
 
 
 def telling(lines):
     """The last line that names an error, with the place that a traceback of Python tells; without one the last line."""
-    at = next((at for at in reversed(range(len(lines))) if re.match(r"[\w.]*(Error|Exception)\b", lines[at])), None)
+    errors = r"[\w.]*(Error|Exception)\b|.*: No such file or directory$"  # the second is what env says of a first line
+    at = next((at for at in reversed(range(len(lines))) if re.match(errors, lines[at])), None)
     return lines[-1] if at is None else lines[at] + place(lines[:at])
 
 

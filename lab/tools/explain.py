@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """What the bytes mean: requests and answers as an annotated hexdump, wrong ones too.
 
-    python lab/explain.py 0000000000000002 2a00       hex; spaces, colons, commas, | and 0x may be in it
-    python lab/explain.py --response 00000000000000022a00     the same bytes, read as an answer
-    python lab/explain.py lab/exchange.pcap           a capture of TCP (pcap or pcapng, as tcpdump writes it): each
+    python3 lab/tools/explain.py 0000000000000002 2a00      hex; spaces, colons, commas, | and 0x may be in it
+    python3 lab/tools/explain.py --response 00000000000000022a00    the same bytes, read as an answer
+    python3 lab/tools/explain.py "b'\\0\\0\\0\\0\\0\\0\\0\\2*\\0'"     a string of Python; the columns of Wireshark, xxd or hexdump, too;
+                                                      - reads them from stdin
+    python3 lab/tools/explain.py lab/exchange.pcap          a capture of TCP (pcap or pcapng, as tcpdump writes it): each
                                                       request with its answer; --port N: only, and all of, port N's
-    python lab/explain.py --proxy 9000 127.0.0.1:8000         live: give a peer port 9000 as its tracker's, and see what
+    python3 lab/tools/explain.py --proxy 9000 127.0.0.1:8000        live: give a peer port 9000 as its tracker's, and see what
                                                       passes. Let the proxy run where the peer runs: the tracker
                                                       lists the address that connects. Ctrl-C ends it.
 
 Messages are read here by hand, byte after byte, and not by protobuf: so a message that no parser would take
 can be shown up to the byte that is wrong, and behind it. Lines that begin with `!!` are mistakes. Nothing
-that is read raises. For other programs: fields, headline, render, difference. Files are read in capture.py.
+that is read raises. For other programs: fields, headline, render, difference. Files are read in capture.py, what
+people paste in paste.py.
 
 Exit codes: 0; 1 for a stdout that takes no more; 2 for what cannot be read, after one line that says what was expected.
 
@@ -32,8 +35,11 @@ import textwrap
 import threading
 import time
 
-import capture
-import ending
+sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import capture  # noqa: E402  (beside this file)
+import ending  # noqa: E402  (in lab/, by the path above)
+import paste  # noqa: E402
 
 CHUNK = 262_144        # bytes; the chunk size unless chosen otherwise
 MAX_REQUEST = 65_536   # bytes of a request after its length [WF-5]
@@ -606,7 +612,7 @@ def connections_of(path):
 
 def explain_capture(path, ports):
     """Print each request of a capture with its answer, in the order of the requests. Wrong if there is none."""
-    found, count, cut = connections_of(path)
+    found, count, passed, cut = connections_of(path)
     numbers, exchanges, ours = itertools.count(1), [], 0
     for connection in found:
         client, requests, answers = oriented(connection, ports) or (None, [], [])
@@ -618,6 +624,8 @@ def explain_capture(path, ports):
     for _, talk, request, answer in exchanges:
         print_exchange(talk, request, answer, exchanges[0][0])
     print(f"{counted(count, 'packet')}, {counted(len(found), 'TCP connection')}, {ours} of them with {counted(len(exchanges), 'exchange')}")
+    for why, number in passed.items():
+        print(f"{counted(number, 'packet')} not read: {why}")
     if cut:
         raise Wrong(f"{path}: {cut}")
     if not exchanges:
@@ -793,16 +801,15 @@ class Wrong(ending.Failure):
     """What was given cannot be used: one line, exit code 2."""
 
 
-def bytes_of(text):
-    """The bytes of hex digits; spaces, colons, commas, | and 0x are skipped. Wrong tells where the typo is."""
-    plain = re.sub(r"\b0[xX]|\\x|[\s:,|]", lambda match: " " * len(match[0]), text)
-    typo = re.search(r"[^0-9a-fA-F ]", plain)
-    if typo:
-        raise Wrong(f"expected hex digits, got {typo[0]!r} at character {typo.start() + 1} of {quoted(text)}")
-    digits = plain.replace(" ", "")
-    if len(digits) % 2:
-        raise Wrong(f"expected two hex digits for each byte, got an odd number of them: {len(digits)}")
-    return bytes.fromhex(digits)
+def streams_of(text):
+    """The bytes that a text means, a list; Wrong tells where the typo is."""
+    try:
+        return paste.streams(text, are_frames)
+    except paste.NoBytes as error:
+        (why,) = error.args
+        if isinstance(why, int):
+            raise Wrong(f"expected two hex digits for each byte, got an odd number of them: {why}") from None
+        raise Wrong(f"expected hex digits, {why}{quoted(text)}") from None
 
 
 def split_frames(data):
@@ -815,16 +822,33 @@ def split_frames(data):
     return [*frames, data]
 
 
-def explain_hex(text, kind):
-    for frame in split_frames(bytes_of(text)):
-        told = kind or kind_of(frame)
-        print(f"{told}, {counted(len(frame), 'byte')}: {headline(frame, told)}", *render(frame, told), "", sep="\n")
+def are_frames(data):
+    """Whether these bytes are whole frames."""
+    last = split_frames(data)[-1]
+    return begins_frame(last) and len(last) == 8 + int.from_bytes(last[:8], "big")
+
+
+def unpacked(data):
+    """The payload of a whole TCP packet, if a frame begins in it; the bytes themselves otherwise."""
+    for link in () if are_frames(data) else (1, 101, 113, 276, 0):
+        payload = capture.payload_of(link, data)
+        if begins_frame(payload):
+            print(f"a packet of {counted(len(data), 'byte')}; behind its headers, {len(data) - len(payload)} of them:")
+            return payload
+    return data
+
+
+def explain_text(text, kind):
+    for data in map(unpacked, streams_of(text)):
+        for frame in split_frames(data):
+            told = kind or kind_of(frame)
+            print(f"{told}, {counted(len(frame), 'byte')}: {headline(frame, told)}", *render(frame, told), "", sep="\n")
     print(LEGEND)
 
 
 def parse_arguments():
     parser = ending.Arguments(prog="explain.py", description="Explains the bytes of requests and answers: of hex digits, of a capture, or live.")
-    parser.add_argument("what", nargs="*", metavar="HEX | FILE", help="hex digits of frames, or a pcap or pcapng file")
+    parser.add_argument("what", nargs="*", metavar="HEX | FILE", help="hex digits of frames, or what else was copied: a dump, a string; - for stdin; or a pcap or pcapng file")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--request", action="store_const", const="request", dest="kind", help="the hex digits are a request, whatever they look like")
     kind.add_argument("--response", action="store_const", const="response", dest="kind", help="the hex digits are an answer")
@@ -840,10 +864,12 @@ def main():
     text = " ".join(arguments.what)
     if arguments.proxy:
         run_proxy(*arguments.proxy)
-    elif os.path.exists(text) or re.search(r"[/\\.]|cap$", text) and len(arguments.what) == 1:
+    elif text == "-":
+        explain_text(sys.stdin.buffer.read().decode(errors="replace") if sys.stdin else "", arguments.kind)
+    elif os.path.exists(text) or re.fullmatch(r"\S*([/.]|cap$)\S*", text) and not re.search(r"[\"'\\]|[0-9a-f]{2}:", text):
         explain_capture(text, set(arguments.port))
     else:
-        explain_hex(text, arguments.kind)
+        explain_text(text, arguments.kind)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 -- Wireshark's view of the protocol of lab/SPEC.md: every request and every answer, with the names of messages.proto.
 --
---     tshark -X lua_script:lab/p2p.lua -r lab/exchange.pcap -O p2p
---     wireshark -X lua_script:lab/p2p.lua lab/exchange.pcap      filters: p2p.request == "Join", p2p.chunk_id == 0, ...
+--     tshark -X lua_script:lab/tools/p2p.lua -r lab/exchange.pcap -O p2p
+--     wireshark -X lua_script:lab/tools/p2p.lua lab/exchange.pcap      filters: p2p.request == "Join", p2p.chunk_id == 0, ...
 --
 -- What passes at the ports of the preference p2p.ports (-o p2p.ports:8000-8010) is taken for ours; elsewhere
--- whatever begins like one of our frames is. Frames may be split over segments, and several may be in one.
+-- whatever begins like one of our frames is. Frames may be split over segments, and several may be in one. Where segments
+-- overtook each other, Wireshark must be told to put them in order: -o tcp.reassemble_out_of_order:TRUE
 --
 -- Reading order: fields - numbers out of bytes - a message - a frame - which side asks - what is ours.
 

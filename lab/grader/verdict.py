@@ -1,12 +1,13 @@
-"""pytest for lab/grade.py: collects the tests, and forks workers that run them one by one and tell how each of them ended.
+"""pytest for lab/grader/grade.py: collects the tests, and forks workers that run them one by one and tell how each of them ended.
 
-    python -m pytest -s -p verdict ...      with the descriptors GRADE_TOKENS, GRADE_REPORTS and GRADE_FORKS
+    python -m pytest -s -p verdict ...      with the descriptors GRADE_REPORTS and GRADE_FORKS
 
-What is told is one JSON object a line: {"collected": [...]} by the process that lab/grade.py has started; then, for
-each pipe that comes through the socket GRADE_FORKS, it forks a worker, which tells over that pipe {"begin": id} and
-{"end": id, "outcome": ..., "failure": ...} for each test. Each number in the pipe of tokens is the index of one test,
-and whichever worker reads it runs that test, so that none waits for another. Workers share nothing else: -s, because
-pytest would keep what they print in one file, and a tmp_path of our own.
+What is told is one JSON object a line: {"collected": [...]} by the process that lab/grader/grade.py has started; then, for
+each two pipes that come through the socket GRADE_FORKS, it forks a worker. With them comes a pace, and the worker tells
+over the first pipe {"begin": id} and {"end": id, "outcome": ..., "failure": ...} for each test. Each number in the second
+pipe, of tokens, is the index of one test, and whichever worker reads it runs that test, so that none waits for another. A
+worker to which no pace comes finds it out, {"power": ..., "start": ..., "options": ...}, and runs no test. Workers share nothing else: -s,
+because pytest would keep what they print in one file, and a tmp_path of our own.
 
 The program under test gets no pipe: subprocess closes them.
 """
@@ -19,22 +20,30 @@ import resource
 import socket
 import struct
 import tempfile
+import threading
 import time
 
 import pytest
 
 import explain
+import harness
+import pace
 import processes
 from harness import EXIT_CODES, framed, trace
 from messages_pb2 import Response
 from mistakes import WORDS, Facts, likely, mended, message
 from steps import shortened, telling
 
-TOKENS, reports, FORKS = (int(os.environ.pop(name)) for name in ("GRADE_TOKENS", "GRADE_REPORTS", "GRADE_FORKS"))
+reports, FORKS = (int(os.environ.pop(name)) for name in ("GRADE_REPORTS", "GRADE_FORKS"))
 HIDDEN = os.environ.pop("GRADE_HIDDEN", "")
 SLOW = os.environ.pop("GRADE_SLOW", "") == "yes"
+THOROUGH = os.environ.pop("GRADE_THOROUGH", "") == "yes"
 OURS = os.environ.pop("GRADE_OURS", "") == "yes"
+PACE = json.loads(os.environ.pop("GRADE_PACE", "null"))  # pace.share()
 LAST_STAGE = 7
+TEST_SECONDS = 40       # seconds for one test, should its own waits not end it
+PROBE_SECONDS = 6       # seconds for the start of a program, when it is measured; one that takes longer is not waited for
+TICK = 0.05             # seconds between two looks at the clock
 FILE_LIMIT = 256 << 20  # bytes in one file; no test needs more than a tenth of it
 
 
@@ -82,10 +91,11 @@ def described(item):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    left_out = [item for item in items if not SLOW and item.get_closest_marker("slow")]
+    thorough = [item for item in items if not THOROUGH and item.get_closest_marker("thorough")]
+    left_out = [item for item in items if not SLOW and item.get_closest_marker("slow") and item not in thorough]
     foreign = [item for item in items if not OURS and item.get_closest_marker("ours")]
-    items[:] = [item for item in items if item not in left_out and item not in foreign]
-    tell(slow=len(left_out), ours=len(foreign))
+    items[:] = [item for item in items if item not in left_out and item not in thorough and item not in foreign]
+    tell(slow=len(left_out), thorough=len(thorough), ours=len(foreign))
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -106,31 +116,131 @@ def pytest_runtestloop(session):
     os.close(reports)
     with socket.socket(fileno=FORKS) as forks:
         while True:
-            _, pipes, _, _ = socket.recv_fds(forks, 1, 1)
+            told, pipes, _, _ = socket.recv_fds(forks, 1 << 10, 2)
             if not pipes:
                 return True
             if os.fork() == 0:
                 try:
                     forks.close()
-                    work(session.items, pipes[0])
+                    begin(session.items, json.loads(told), *pipes)
                 finally:
                     os._exit(0)  # the rest of pytest is for the process that has collected
-            os.close(pipes[0])
+            for pipe in pipes:
+                os.close(pipe)
 
 
-def work(items, pipe):
-    """Run the tests whose numbers come, and tell of each over the pipe; in a session of its own, and with its own orphans."""
+def begin(items, how, pipe, tokens):
+    """Be a worker, in a session of its own, and with its own orphans."""
     global reports
     reports = pipe
     os.setsid()
     processes.adopt_orphans()
-    while token := os.read(TOKENS, 4):
+    if how is None:
+        harness.pace = pace.Pace(**PACE) if PACE else pace.Pace(pace.power())
+        tell(power=harness.pace.power, **({"start": harness.pace.start, "options": []} if PACE else probe()))
+    else:
+        harness.pace = pace.Pace(**how)
+        work(items, tokens)
+
+
+def work(items, tokens):
+    """Run the tests whose numbers come, and tell of each."""
+    while token := os.read(tokens, 4):
         item = items[struct.unpack("!I", token)[0]]
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS * harness.pace.factor() + 4 * harness.pace.start))
         tell(begin=id_of(item))
-        ending[id_of(item)] = {"outcome": "passed", "failure": None}
-        began = time.monotonic()
-        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
-        tell(end=id_of(item), seconds=round(time.monotonic() - began, 2), **ending.pop(id_of(item)))
+        ending[id_of(item)] = {"outcome": "passed", "failure": None, "late": False, "stalled": 0}
+        began, waits = time.monotonic(), trace.ran_out
+        with Ticker() as ticker:
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+        ended = ending.pop(id_of(item))
+        ended.update(late=ended["late"] or trace.ran_out > waits, stalled=round(ticker.late, 2))
+        tell(end=id_of(item), seconds=round(time.monotonic() - began, 2), **ended)
+
+
+class Ticker:
+    """Looks at the clock, again and again: `late` seconds is the most by which it was late, as all processes of this machine then are."""
+
+    def __enter__(self):
+        self.late, self.ended = 0.0, threading.Event()
+        self.thread = threading.Thread(target=self.tick, daemon=True)
+        self.thread.start()
+        return self
+
+    def tick(self):
+        before = time.monotonic()
+        while not self.ended.wait(TICK):
+            now = time.monotonic()
+            self.late, before = max(self.late, now - before - TICK), now
+
+    def __exit__(self, *exception):
+        self.ended.set()
+        self.thread.join()
+
+
+# How long the programs take to start, and whether they take options.
+
+
+def probe():
+    """{"start": seconds of the slower one of the two programs, "options": which of them do not take options that the tests append}."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not OURS:
+            os.chmod(folder, 0o777)
+        file = os.path.join(folder, "file.bin")
+        with open(file, "wb") as content:
+            content.write(b"abc")
+        took, refused = [], []
+
+        def start(what, run, option):
+            seconds = seconds_of(run, file, [option])
+            if seconds is None and (seconds := seconds_of(run, file, [])) is not None:
+                refused.append(f"{what} {option}")
+            took.append(seconds or 0)  # to one that does not start, patience is of no use
+        threads = [threading.Thread(target=start, args=args) for args in (("tracker", tracker_start, "--no-seed"), ("peer", peer_start, "--leave"))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    processes.end_all()
+    return {"start": round(max(took), 2), "options": sorted(refused)}
+
+
+def seconds_of(start, file, options):
+    """How long a program takes to start with these options; None if it does not within PROBE_SECONDS."""
+    began = time.monotonic()
+    try:
+        start(file, options)
+        return time.monotonic() - began
+    except (AssertionError, OSError, EOFError):
+        return None
+
+
+def tracker_start(file, options):
+    program = harness.Program(harness.tracker_command(file, *options), "the tracker under test")
+    try:
+        program.wait_for(r"listening on port (\d+)$", PROBE_SECONDS)
+    finally:
+        program.stop()
+
+
+def peer_start(file, options):
+    tracker = harness.FakeTracker(b"abc")
+    try:
+        program = harness.start_peer(tracker.port, f"{file}.{len(options)}", options)
+        try:
+            eventually_joins(tracker, program)
+        finally:
+            program.stop()
+    finally:
+        tracker.stop()
+
+
+def eventually_joins(tracker, program):
+    give_up = time.monotonic() + harness.patience(PROBE_SECONDS)
+    while not tracker.count("join"):
+        assert time.monotonic() < give_up and program.process.poll() is None, "no Join"
+        time.sleep(0.005)
 
 
 ending = {}  # test id -> how it ended so far
@@ -146,6 +256,7 @@ def pytest_runtest_makereport(item, call):
     now["outcome"] = report.outcome
     if report.failed:
         now["failure"] = failure(item, call.excinfo)
+        now["late"] = now["late"] or now["failure"].pop("late")
 
 
 # A failure as facts. Expected and got are what a part of the harness has judged last, or the two sides of the comparison
@@ -161,18 +272,19 @@ def pytest_assertrepr_compare(config, op, left, right):
 
 
 def failure(item, excinfo):
-    """What the report of a failed test says (what becomes of it: test_entry and report in lab/grade.py)."""
+    """What the report of a failed test says (what becomes of it: test_entry and report in lab/grader/grade.py)."""
     steps = list(trace.steps)
-    expected, got, kind = sides(item, excinfo)
-    got = with_crash(got)
+    expected, got, kind, request, mark = sides(item, excinfo)
+    got, sent = with_crash(got), request or trace.sent
     left, right = compared[1:3] if compared and compared[3] == trace.clock else (None, None)
-    words, at = numbered(steps)
-    facts = Facts(trace.sent, expected, got, clauses_of(item), item.name, words, left, right, stage_of(item))
+    words, at = numbered(steps, mark)
+    facts = Facts(sent, expected, got, clauses_of(item), item.name, words, left, right, stage_of(item))
     if isinstance(got, bytes) and isinstance(expected, str) and kind and mended(got)[0]:
         expected = mended(got)[0]
     offset = first_difference(expected, got)
-    return {"steps": [f"{number} {said}" for number, said in enumerate(words, start=1)], "step": at,
-            "sent": shortened(trace.sent[0]) if trace.sent else None, "sent_lines": explain.render(*trace.sent)[:24] if trace.sent else [],
+    return {"late": isinstance(expected, str) and bool(re.match(r"at most [\d.]+ s$", expected)),
+            "steps": [f"{number} {said}" for number, said in enumerate(words, start=1)], "step": at,
+            "sent": shortened(sent[0]) if sent else None, "sent_lines": explain.render(*sent)[:24] if sent else [],
             "expected": told(expected, offset), "got": told(got, offset), "offset": offset,
             "lines": lines(expected, got, kind), "likely": likely(facts)}
 
@@ -183,9 +295,12 @@ def stage_of(item):
     return int(found[1]) if found else LAST_STAGE
 
 
-def numbered(steps):
-    """(the steps in words, those that repeat the one before as one; the number of the last that the test itself did, or of the last, if it only waited)."""
-    words, times, at = [], [], 0
+def numbered(steps, mark):
+    """(the steps in words, those that repeat the one before as one; the number of the one that failed).
+
+    That is the step `mark`, the answer that was judged; without one, the last that the test itself did, or the last, if it only waited.
+    """
+    words, times, at, marked = [], [], 0, None
     for step in steps:
         if words and words[-1] == step.words():
             times[-1] += 1
@@ -193,24 +308,28 @@ def numbered(steps):
             words.append(step.words())
             times.append(1)
         at = len(words) if step.by_test else at
+        marked = len(words) if step.number == mark else marked
     did = at and not words[at - 1].startswith("started")
-    return [said + (f" ({count} times)" if count > 1 else "") for said, count in zip(words, times)], at if did else len(words)
+    return [said + (f" ({count} times)" if count > 1 else "") for said, count in zip(words, times)], marked or (at if did else len(words))
 
 
 def sides(item, excinfo):
-    """(expected, got, kind): bytes, or words. `kind` is "response" or "request" for frames."""
+    """(expected, got, kind, request, step): bytes, or words. `kind` is "response" or "request" for frames; request and step may be None."""
     if compared and excinfo.errisinstance(AssertionError) and compared[3] == trace.clock and str(excinfo.value) and not judged_here(excinfo):
         return of_comparison(*compared[:3])
-    by_harness = not excinfo.errisinstance(AssertionError) or judged_here(excinfo) or last_statement(excinfo, "is_refused", "is_closed")
+    by_harness = not excinfo.errisinstance(AssertionError) or judged_here(excinfo) or last_statement(excinfo, "is_refused", "is_closed", "refuses(")
     if trace.verdict and trace.verdict[3] == trace.clock and by_harness:
-        return trace.verdict[:3]
+        expected, got, kind, _, request, step = trace.verdict
+        return expected, got, kind, request, step or (trace.answer[1] if trace.answer and trace.answer[0] == got else None)
     if excinfo.errisinstance(AssertionError):
         secret = bool(HIDDEN) and str(item.path).startswith(HIDDEN)
         dead = trace.ended()
         said = str(excinfo.value).splitlines()[0] if str(excinfo.value) else "it did not hold"
+        if trace.answer and not dead and said.startswith("assert "):  # a bare condition, most likely of the last answer
+            return "what this test asserts" if secret else str(excinfo.traceback[-1].statement).strip()[:300], trace.answer[0], "response", *trace.answer[:0:-1]
         return ("what this test asserts" if secret else str(excinfo.traceback[-1].statement).strip()[:300],
-                dead or ("it did not hold" if secret else said[:300]), None)
-    return "a test that comes to its end", f"{excinfo.typename}" + ("" if HIDDEN else f": {str(excinfo.value)[:300]}"), None
+                dead or ("it did not hold" if secret else said[:300]), None, None, None)
+    return "a test that comes to its end", f"{excinfo.typename}" + ("" if HIDDEN else f": {str(excinfo.value)[:300]}"), None, None, None
 
 
 CLOSED = r"end of stream|(\w+: )?\[Errno \d+\] [\w ]+"  # what is seen of a crash from outside
@@ -256,22 +375,26 @@ def last_statement(excinfo, *names):
 
 
 def of_comparison(op, left, right):
-    frame, kind = trace.received or (b"", None)
+    """sides() for the two sides of a comparison: of those that are part of an answer, the whole answer."""
     if op == "not in" and left == "Traceback":
-        return "no traceback", trace.ended() or telling(str(right).splitlines()), None
+        return "no traceback", trace.ended() or telling(str(right).splitlines()), None, None, None
     if op in ("<", "<=") and isinstance(left, float):  # the tests compare nothing else so
-        return f"at most {right:g} s", f"{left:.2f} s", None
+        return f"at most {right:g} s", f"{left:.2f} s", None, None, None
+    if op == "in" and isinstance(right, tuple):  # of what may be; else what should be there
+        return f"one of {', '.join(map(in_words, right))}", in_words(left), None, None, None
     if op == "in":
-        return f"{in_words(left)}, among others", in_words(right), None
-    if op == "==" and kind == "response":
+        return f"{in_words(left)}, among others", in_words(right), None, None, None
+    frame, step, request = trace.answer or (b"", None, None)
+    if op == "==" and frame:
         lifted = as_frames(frame, left, right)
         if lifted:
-            return (*lifted, "response")
+            return (*lifted, "response", request, step)
     if isinstance(left, bytes) and isinstance(right, bytes) and op == "==":
-        if frame[8:] == left:
-            return framed(right), frame, kind
-        return right, left, "response" if left == frame or message(right, Response).WhichOneof("type") else None
-    return ("" if op == "==" else f"{op} ") + in_words(right), in_words(left), None
+        for frame, kind, request, step in ((frame, "response", request, step), (*(trace.received or (b"", None)), None, None)):
+            if frame[8:] == left:
+                return framed(right), frame, kind, request, step
+        return right, left, "response" if message(right, Response).WhichOneof("type") else None, None, None
+    return ("" if op == "==" else f"{op} ") + in_words(right), in_words(left), None, None, None
 
 
 def in_words(value):
@@ -357,7 +480,7 @@ def told(side, offset):
 
 
 def lines(expected, got, kind):
-    """Both as the lines of lab/explain.py; none for words."""
+    """Both as the lines of lab/tools/explain.py; none for words."""
     if kind and isinstance(expected, bytes) and isinstance(got, bytes):
         return explain.difference(expected, got, kind)[1]
     if kind and isinstance(got, bytes):

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Make three sample submissions, to see what the grader says of them: good, partial and hostile.
 
-    python lab/samples.py ../samples        then: make grade DIR=../samples/partial
+    python lab/grader/samples.py ../samples        then: make grade DIR=../samples/partial
 
 good      the starter with the functions of all stages written
-partial   those of stages 0 to 3, one of them with a mistake, MISTAKE of lab/mutants.py
+partial   those of stages 0 to 3, one of them with a mistake, MISTAKE of lab/grader/mutants.py
 hostile   programs that do not want to be ended: HOSTILE says what they do
 
 The hostile ones do no lasting harm outside of the grader either: at most CHILDREN processes for each start,
@@ -16,7 +16,7 @@ import pathlib
 import shlex
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+sys.path[:0] = [str(folder) for folder in pathlib.Path(__file__).resolve().parents[:2]]
 
 import ending  # noqa: E402  (after the path)
 import starter  # noqa: E402
@@ -85,7 +85,7 @@ while time.monotonic() < GIVE_UP:
 
 
 def mistaken(folder, name):
-    """Put a mistake of lab/mutants.py into the program of a folder."""
+    """Put a mistake of lab/grader/mutants.py into the program of a folder."""
     mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
     program = folder / mutant.program
     text = program.read_text()
@@ -106,7 +106,7 @@ def write(folder):
 
 
 def main():
-    folder = starter.folder_made(write, "python lab/samples.py ../samples")
+    folder = starter.folder_made(write, "python lab/grader/samples.py ../samples")
     print(f"made good, partial and hostile in {folder}; try: make grade DIR={shlex.quote(str(folder / 'partial'))}")
 
 

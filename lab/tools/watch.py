@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """A live map of a swarm: a row for each peer, a column for each chunk. It watches and takes no part.
 
-    python lab/watch.py TRACKER:PORT           in the terminal, until Ctrl-C
-    python lab/watch.py TRACKER:PORT --web     in a browser too; it prints where
-    python lab/watch.py TRACKER:PORT --once    one map, when everybody has answered, and the end
+    .venv/bin/python lab/tools/watch.py TRACKER:PORT           in the terminal, until Ctrl-C
+    .venv/bin/python lab/tools/watch.py TRACKER:PORT --web     in a browser too; it prints where
+    .venv/bin/python lab/tools/watch.py TRACKER:PORT --once    one map, when everybody has answered, and the end
 
 It speaks two requests of the five: Peer List with the tracker, Chunks Query with each peer, and asks
 only for what is new (CQ-3). It never joins, so nobody is told that it is there, and any
@@ -17,19 +17,19 @@ holds up nobody; with --web, one that serves and one for each request. The main 
 Lock. Watch.lock guards what is known, and is not held while anything is asked or drawn.
 """
 
-import argparse
 import collections
+import contextlib
 import http.server
 import itertools
 import json
 import os
-import shutil
 import sys
+import textwrap
 import threading
 import time
 from typing import NamedTuple
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import peer  # noqa: E402  (after the path)
 from messages_pb2 import Request, Response  # noqa: E402
@@ -39,6 +39,8 @@ ANSWER_SECONDS = 3.0      # silence after which a row says that there is no answ
 RATE_SECONDS = 3.0        # over which a rate is taken
 MAX_ROWS = 200            # peers that are asked, each with a thread; a longer list is cut, and the map says so
 MAX_WIDTH = 100           # characters of a map; a cell is several chunks where there are more
+MIN_WIDTH = 10            # characters of a map beside its words; with less room, it has a line of its own
+WIDTH = 120               # characters of a line where stdout is no terminal
 PLAIN_SECONDS = 5.0       # between two maps where stdout is no terminal
 LOCAL = "127.0.0.1"       # the page is for this machine: what it shows is nobody else's business
 GLYPHS = "·░▒▓█", ".:+*#"    # of a cell nothing is held, up to a third, up to two, less than all, all; without UTF-8
@@ -85,15 +87,19 @@ class Swarm(NamedTuple):
     passed_over: int   # peers that are listed, but beyond MAX_ROWS
     trouble: str       # why the tracker does not answer; "" if it does
 
+    def here(self):
+        """The peers that answer: what the others held is of use to nobody."""
+        return [one for one in self.peers if not one.trouble]
+
     def copies(self):
-        """Chunk id -> how many peers hold it."""
+        """Chunk id -> how many peers hold it, of those that answer."""
         count = collections.Counter()
-        for one in self.peers:
+        for one in self.here():
             count.update(one.held)
         return count
 
     def complete(self, one):
-        return bool(self.ids) and one.held.issuperset(self.ids)
+        return bool(self.ids) and not one.trouble and one.held.issuperset(self.ids)
 
 
 def chunk_ids(lists):
@@ -127,6 +133,7 @@ class Watch:
         self.rows = {}        # address -> Row
         self.passed_over = 0  # listed, but beyond MAX_ROWS
         self.trouble = None   # with the tracker; None: it was not asked yet; "": none
+        self.answered = False  # whether anything answers there, though it may be no tracker
 
     def ask(self, link, kind, limit, make_request):
         """What answers make_request(), whose type is `kind`, in at most `limit` bytes; OSError, ProtocolError."""
@@ -146,11 +153,13 @@ class Watch:
 
     def look(self):
         """A thread: ask the tracker who is there, again and again."""
-        with peer.Link(self.tracker, ANSWER_SECONDS) as link:
+        with contextlib.closing(peer.Link(self.tracker, ANSWER_SECONDS)) as link:
             while True:
                 try:
                     self.listed(self.ask(link, "peer_list", peer.MAX_ANSWER, lambda: Request(peer_list=Request.PeerList())).addresses)
                 except (OSError, peer.ProtocolError) as trouble:
+                    with self.lock:
+                        self.answered |= isinstance(trouble, peer.ProtocolError)
                     self.told(self, trouble)
                     link.close()
                 time.sleep(self.every)
@@ -183,7 +192,7 @@ class Watch:
                 row.known = 0  # what it said on an old connection may be true no more [CQ-4]
             return Request(chunks_query=Request.ChunksQuery(known=row.known))
 
-        with peer.Link(address, ANSWER_SECONDS) as link:
+        with contextlib.closing(peer.Link(address, ANSWER_SECONDS)) as link:
             while row.listed:
                 try:
                     self.heard(row, self.ask(link, "chunks_query", peer.MAX_LIST, request).chunk_ids)
@@ -264,12 +273,15 @@ def plural(count, word):
 
 def headline(swarm, copies):
     """The swarm in one line."""
-    words = [plural(len(swarm.peers), "peer"), f"{sum(map(swarm.complete, swarm.peers))} complete", plural(len(swarm.ids), "chunk")]
+    here = swarm.here()
+    words = [plural(len(here), "peer"), f"{sum(map(swarm.complete, here))} complete", plural(len(swarm.ids), "chunk")]
     if swarm.size:
         words[2] += f" of {peer.human(swarm.size)}"
     if swarm.ids:
         fewest = min(copies[chunk_id] for chunk_id in swarm.ids)
         words.append(f"the rarest held by {fewest or 'nobody'}")
+    if len(here) < len(swarm.peers):
+        words.append(f"{len(swarm.peers) - len(here)} without an answer")
     if swarm.passed_over:
         words.append(f"{swarm.passed_over} more not asked")
     if swarm.trouble:
@@ -278,16 +290,26 @@ def headline(swarm, copies):
 
 
 def render(swarm, width, height, glyphs):
-    """The map as lines: at most `height` of them, and no wider than `width` if ten cells fit in beside the words."""
+    """The map as lines: at most `height` of them, none wider than `width`. A row is one line, or two where its map would get no room."""
     copies, states = swarm.copies(), [state(one, swarm) for one in swarm.peers]
     names = max(len(one.address) for one in swarm.peers) if swarm.peers else 0
-    room = max(10, min(MAX_WIDTH, width - names - max(map(len, states), default=0) - 4))
-    lines = [f"{one.address:<{names}}  {map_of(one.held, swarm.ids, room, glyphs)}  {words}" for one, words in zip(swarm.peers, states)]
-    if len(lines) > height - 2:
-        lines[height - 3:] = [f"and {len(lines) - (height - 3)} more"]
-    if swarm.ids:
-        lines.append(f"{'copies':<{names}}  {rarest_of(copies, swarm.ids, room)}")
-    return [headline(swarm, copies), *lines]
+    beside = min(MAX_WIDTH, width - names - max(map(len, states), default=0) - 4)
+    lines_each = 1 if beside >= min(MIN_WIDTH, len(swarm.ids)) else 2
+    room = beside if lines_each == 1 else min(MAX_WIDTH, width)
+
+    def row(name, cells, words=""):
+        if lines_each == 1:
+            return [f"{name:<{names}}  {cells}  {words}".rstrip()]
+        return [f"{name} {' '.join(words.split())}".rstrip()[:width], cells]
+
+    head = textwrap.wrap(headline(swarm, copies), width)
+    rows = [row(one.address, map_of(one.held, swarm.ids, room, glyphs), words) for one, words in zip(swarm.peers, states)]
+    last = row("copies", rarest_of(copies, swarm.ids, room)) if swarm.ids else []
+    fit = (height - len(head) - len(last)) // lines_each
+    if len(rows) > fit:
+        fit = max(0, (height - len(head) - len(last) - 1) // lines_each)
+        rows[fit:] = [[f"and {len(rows) - fit} more"]]
+    return [*head, *(line for lines in rows for line in lines), *last]
 
 
 # The map as a page. watch.html draws it; what it draws comes twice a second, as JSON.
@@ -359,25 +381,53 @@ def parse_arguments(argv=None):
 
 
 def first_answers(watch, tracker):
-    """Wait for everybody's first answer, or for the time that it may take; Fatal if there is no tracker."""
-    def wait_for(condition):
-        while not watch.changed.wait_for(condition, peer.SIGNAL_SECONDS):
-            pass  # an endless wait may sleep through a signal
+    """Wait for everybody's first answer, or for the time that it may take.
 
+    A tracker that is not there yet is waited for, as peer.py does. Fatal if it does not come, or is none.
+    """
+    where = peer.format_address(tracker)
+    until, said = time.monotonic() + peer.TRACKER_SECONDS, False
     with watch.changed:
-        wait_for(lambda: watch.trouble is not None)
-        if watch.trouble:
-            raise peer.Fatal(peer.EXIT_NO_TRACKER, f"expected a tracker at {peer.format_address(tracker)}, got: {watch.trouble}; is it running?")
-        wait_for(watch.all_asked)
+        watch.changed.wait_for(lambda: watch.trouble is not None)
+        while watch.trouble:
+            left = until - time.monotonic()
+            if watch.answered or left <= 0:
+                raise peer.Fatal(peer.EXIT_NO_TRACKER, f"expected a tracker at {where}, got: {watch.trouble}; is it running?")
+            if not said:
+                warn(f"waiting {peer.TRACKER_SECONDS:g} s for a tracker at {where}: {watch.trouble}")
+                said = True
+            watch.changed.wait(left)
+        watch.changed.wait_for(watch.all_asked)
+
+
+def warn(line):
+    """A line for people, apart from the map."""
+    with contextlib.suppress(OSError, AttributeError):  # nobody reads it, or there is no stderr
+        print(f"watch.py: {line}", file=sys.stderr, flush=True)
+
+
+def drawn_over(stream):
+    """Whether a stream is a terminal that can go back to where the last map began."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def size_of_terminal():
+    """(columns, lines) as they are now; COLUMNS and LINES tell how they once were."""
+    try:
+        width, height = os.get_terminal_size(sys.stdout.fileno())
+    except OSError:
+        return WIDTH, MAX_ROWS * 2
+    return width or WIDTH, height or MAX_ROWS * 2  # 0: it does not know
 
 
 def show(watch, screen, glyphs, again):
     """Draw the map: over the last one on a terminal, below it elsewhere."""
-    width, height = shutil.get_terminal_size((120, 50)) if screen.terminal else (120, MAX_ROWS + 5)
-    lines = render(watch.now(), width, height - 1, glyphs)
+    width, height = size_of_terminal()
     if screen.terminal:
-        screen.write(("" if again else "\x1b[2J") + "\x1b[H" + "".join(line + "\x1b[K\n" for line in lines) + "\x1b[J")
+        lines = render(watch.now(), width, height - 1, glyphs)
+        screen.write(("" if again else "\x1b[2J") + "\x1b[H" + "".join(f"\x1b[K{line}\n" for line in lines) + "\x1b[J")
     else:
+        lines = render(watch.now(), width, MAX_ROWS * 3, glyphs)
         screen.write("\n" * again + "\n".join(lines) + "\n")
 
 
@@ -385,6 +435,7 @@ def run():
     """The program. Returns the exit code."""
     args = parse_arguments()
     screen = peer.Screen(False)
+    screen.terminal = drawn_over(sys.stdout)
     encoding = (getattr(sys.stdout, "encoding", None) or "").lower()
     glyphs = GLYPHS[0 if encoding.startswith("utf") else 1]
     watch = Watch(args.tracker, args.every)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make the starter: tracker.py and peer.py without the bodies of the functions that students write.
 
-    make starter DIR=../my-p2p        or: python lab/starter.py ../my-p2p
+    make starter DIR=../my-p2p        or: python lab/grader/starter.py ../my-p2p
 
-Which functions these are stands in lab/stages.py. Signature, decorators, docstring and everything around a
+Which functions these are stands in lab/grader/stages.py. Signature, decorators, docstring and everything around a
 function stay; its body becomes one line that raises NotImplementedError and names the stage's note.
 
 Reading order: names of functions - blanking a source - writing the folder - main.
@@ -16,12 +16,12 @@ import shlex
 import shutil
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+sys.path[:0] = [str(folder) for folder in pathlib.Path(__file__).resolve().parents[:2]]
 
 import ending  # noqa: E402  (after the path)
 import stages  # noqa: E402
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAMS = ["tracker", "peer"]
 COPIED = ["messages.proto", "messages_pb2.py", "requirements.txt"]
 
@@ -65,7 +65,7 @@ Then `make stage-1 DIR={folder}`, and so on. `lab/SPEC.md` is the authority on w
 |---|---|---|
 {rows}
 
-To run the programs themselves: `pip install -r requirements.txt`, then `python tracker.py FILE` and `python peer.py TRACKER:PORT OUT`.
+To run the programs themselves: `.venv/bin/python` in the folder of the lab has the packages that they need. With it, type `tracker.py FILE` and `peer.py TRACKER:PORT OUT`.
 '''
 
 
@@ -100,7 +100,7 @@ def expanded(names, known):
         methods = [function for function in known if function.startswith(name + ".")
                    and not function.endswith(".__init__") and function not in stages.GIVEN]
         if name not in known and not methods:
-            raise LookupError(f"expected a function or a class of tracker.py or peer.py in lab/stages.py, got {name}")
+            raise LookupError(f"expected a function or a class of tracker.py or peer.py in lab/grader/stages.py, got {name}")
         found += [name] if name in known else methods
     return found
 
@@ -173,7 +173,7 @@ def write(folder, written=()):
 
 
 def folder_made(fill, usage):
-    """The path of the folder that the command line names, after fill(path); Failure if it cannot be filled. lab/samples.py takes the same."""
+    """The path of the folder that the command line names, after fill(path); Failure if it cannot be filled. lab/grader/samples.py takes the same."""
     if len(sys.argv) != 2 or not sys.argv[1] or sys.argv[1].startswith("-"):
         raise ending.Failure(f"expected the folder to make, got none or several; {usage}")
     path = pathlib.Path(sys.argv[1])

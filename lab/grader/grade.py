@@ -3,34 +3,40 @@
 
     make grade TRACKER='./my-tracker {file} {port} {expire}' PEER='./my-peer {tracker} {out}'
     make grade DIR=submission            the tracker.py and the peer.py of that folder
-    make stage-3 [DIR=...] [K=word]      one stage; without a name of a program: the reference
-    python lab/grade.py --help
+    make grade THOROUGH=1 DIR=...        with the tests that wait for half a minute or more: under four minutes
+    make grade STAGES=0-3 DIR=...        a week's work: what is right in stages 0 to 3 has their points
+    make stage-3 [DIR=...] [K=word]      one stage, without the slow tests; without a name of a program: the reference
+    python lab/grader/grade.py --help
 
 The conformance tests of tests/test_0_*.py to tests/test_7_*.py drive the programs as processes. None of their code
 comes into a process of ours. Everything that this program needs to know comes from the tests' own
-processes (tests/verdict.py), over pipes that the programs under test do not have.
+processes (lab/grader/verdict.py), over pipes that the programs under test do not have.
 
     this program ---starts---> pytest ---forks---> workers ---start---> the programs under test
          |  <--- one JSON line for each begin and end ---  |
          |  ---- numbers of tests still to be run -------> |
 
+First a worker measures how much of a machine there is, and how long the programs take to start (lab/grader/pace.py): from
+this follow the tests at a time, the patience, and LIMIT. A few tests in which time ran out are run once more at the end, one
+by one, and the second verdict counts. What could not be tried is not tried: no verdict, and "grade again" with the reason.
+
 It is the workers' supervisor and runs no test itself: whatever happens below, after LIMIT seconds all that
 was started is ended, results.json is written and the report is printed. A results.json with score 0 is
 there from the first moment. What is bounded, and by what:
 
-    time                  LIMIT seconds for all; in each test the waits of tests/harness.py, and TEST_SECONDS
+    time                  LIMIT seconds for all; in each test the waits of tests/harness.py, and TEST_SECONDS of lab/grader/verdict.py
     output of a program   read to its end, kept up to a bound, and slowed beyond it (tests/harness.py)
-    one file              tests/verdict.py, by RLIMIT_FSIZE
+    one file              lab/grader/verdict.py, by RLIMIT_FSIZE
     all files             DISK bytes and FILES in the folders of the run and of the submission, looked at each second
     processes, memory     PROCESSES and MEMORY, looked at several times a second; who is over them is ended, and the run too
-    what is left behind   everything below this process is ended (tests/processes.py): after each test, and at the end
+    what is left behind   everything below this process is ended (lab/grader/processes.py): after each test, and at the end
 
 What it does not do: a submission runs with your rights. It can read what you can read, and it could end
 this program by its number. Grade strangers' code in a container or as another user
 (TRACKER='setpriv --reuid=student --regid=student --clear-groups ...'; lab/INSTRUCTOR.md).
 
-Exit code: 0 all passed, 1 something failed, 2 wrong usage.
-Reading order: usage - the run - points - the report; then tests/verdict.py, the workers' side.
+Exit code: 0 all passed, 1 something failed or was not tried, 2 wrong usage.
+Reading order: usage - the run - points - the report; then lab/grader/verdict.py, the workers' side.
 """
 
 import json
@@ -49,23 +55,30 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(1, str(ROOT / "lab"))
 
 import ending  # noqa: E402  (after the path)
 import processes  # noqa: E402
+from pace import Pace  # noqa: E402
 from stages import STAGES  # noqa: E402
 
-LIMIT = 55         # seconds for the run; ending everything and writing take some of the minute that it may last
-TEST_SECONDS = 40  # seconds for one test, should its own waits not end it
+LIMIT = 48         # seconds for the tests on two cores; ending everything and writing take some of the minute that it may last
+THOROUGH_LIMIT = 220  # with --thorough
+PROBE_LIMIT = 40   # seconds for finding out how fast machine and programs are
+STALLED = 0.5      # seconds for which a machine stood still, when a test that failed meanwhile is run once more
+TWICE = 5          # tests in which time ran out are run once more, when they are no more: more are no accident
 DISK = 1 << 30     # bytes that the programs may write in all
 FILES = 20_000     # and files
 FREE = 256 << 20   # bytes that stay free on the disk, whoever fills it
 PROCESSES = 400    # that may run at a time; the tests need some dozens
 MEMORY = 4 << 30   # bytes of resident memory, of all of them together
-WORKERS = 4 * (os.cpu_count() or 1) + 2  # most of a test is waiting
-REPORTS = 12       # that are printed in full; results.json has them all
-POINTS = {}        # clause -> points, for those that are not worth 1
+TWICE_SECONDS = 15 # for all of these; the first verdict holds for what is not done by then
+REPORTS = 12       # that are printed in full, one for each reason; results.json has them all
+POINTS = {}        # clause -> points in each stage that tests it, for those that are not worth 1
+# Variables of the environment that change what pytest does. With either of the first two it shows how wrong bytes differ
+# line by line, which for a file takes it ten seconds or a minute.
+CHANGES_PYTEST = ("CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", "PYTEST_PLUGINS")
 
 
 # Usage.
@@ -85,12 +98,14 @@ def parse_arguments():
     parser.add_argument("--tracker", metavar="COMMAND", help="what starts the tracker, with {file} and {port}, and {expire} for its lease in seconds")
     parser.add_argument("--peer", metavar="COMMAND", help="what starts a peer, with {tracker} and {out}")
     parser.add_argument("--stage", metavar="N", help="only this stage, 0 to 7, without the slow tests")
+    parser.add_argument("--stages", metavar="N-M", help="only these stages, such as 0-3, with the slow tests")
     parser.add_argument("-k", metavar="WORDS", default="", help="only tests with these words in their name")
     parser.add_argument("--hidden", metavar="FOLDER", help="further tests, test_N_*.py, of which no source is shown")
     parser.add_argument("--results", metavar="FILE", default="results.json", help="where to write, in Gradescope's format (default: %(default)s)")
-    parser.add_argument("--limit", metavar="S", type=float, default=LIMIT, help="end the run after so many seconds (default: %(default)s)")
+    parser.add_argument("--limit", metavar="S", type=float, help=f"end the run after so many seconds (default: {LIMIT}, and more on a slow machine)")
+    parser.add_argument("--thorough", action="store_true", help="wait out the long deadlines too: under four minutes")
     parser.add_argument("--first", action="store_true", help="end with the first failure; slow tests are run too")
-    parser.add_argument("--workers", metavar="N", type=int, default=WORKERS, help="tests at a time (default: %(default)s)")
+    parser.add_argument("--workers", metavar="N", type=int, help="tests at a time (default: as many as the machine bears)")
     return parser.parse_args()
 
 
@@ -140,10 +155,19 @@ def commands(args):
 
 def stages(args):
     """The numbers of the stages to run; WrongUsage."""
+    known = [stage.number for stage in STAGES]
+    if args.stage is not None and args.stages is not None:
+        raise WrongUsage("expected --stage or --stages, got both")
+    if args.stages is not None:
+        found = re.fullmatch(r"(\d)(?:-(\d))?", args.stages)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if not known[0] <= first <= last <= known[-1]:
+            raise WrongUsage(f"--stages: expected stages such as 0-3, or one from {known[0]} to {known[-1]}, got {args.stages!r}")
+        return known[first:last + 1]
     if args.stage is None:
-        return [stage.number for stage in STAGES]
-    if args.stage not in [str(stage.number) for stage in STAGES]:
-        raise WrongUsage(f"--stage: expected a number from {STAGES[0].number} to {STAGES[-1].number}, got {args.stage!r}")
+        return known
+    if args.stage not in map(str, known):
+        raise WrongUsage(f"--stage: expected a number from {known[0]} to {known[-1]}, got {args.stage!r}")
     return [int(args.stage)]
 
 
@@ -174,31 +198,34 @@ class Run:
     `tests` maps a test's id to what is known of it: number, title, clauses, outcome (None: it did not run).
     """
 
-    def __init__(self, templates, numbers, words="", hidden=(), limit=LIMIT, slow=True, ours=False, first=False, workers=WORKERS):
+    def __init__(self, templates, numbers, words="", hidden=(), limit=None, slow=True, thorough=False, ours=False, first=False, workers=None):
         self.tracker, self.peer, self.folder = templates
         self.numbers, self.words, self.hidden = numbers, words, hidden
-        self.limit, self.slow, self.ours, self.first, self.most_workers = limit, slow, ours, first, max(1, workers)
+        self.asked_limit, self.slow, self.thorough, self.ours, self.first, self.asked_workers = limit, slow, thorough, ours, first, workers
         self.began = time.monotonic()
+        self.pace = None        # Pace, once it was measured
+        self.limit = PROBE_LIMIT
+        self.options = []       # programs and options that they do not take, though the tests append them
         self.tests = {}
-        self.left_out = {"slow": 0, "ours": 0}
+        self.left_out = {"slow": 0, "thorough": 0, "ours": 0}
         self.broken = []        # (file, why) that could not be collected
         self.misread = False    # whether `words` are no expression of pytest's
         self.stopped = None     # why the run was ended early
         self.workers = {}       # descriptor of a worker's reports -> Worker; the first is the process that collects the tests
         self.temporary = tempfile.mkdtemp(prefix="p2p-grade-")
         os.chmod(self.temporary, 0o711)  # programs that run as another user reach their files in it, and see nothing else
-        self.tokens, self.to_hand_out = os.pipe()
+        self.tokens = None      # the pipe with the numbers of the tests that are to be run
         self.collector = None   # the process that has collected the tests, and forks the workers
         self.forks = None       # a socket; whatever pipe is sent there becomes a new worker's
         self.disk_before = None
 
     def environment(self):
-        """What a worker is told."""
-        path = os.pathsep.join(str(folder) for folder in (ROOT / "tests", ROOT, ROOT / "lab"))
-        return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TMPDIR": self.temporary,
+        """What a worker is told; CHANGES_PYTEST is not."""
+        path = os.pathsep.join(str(folder) for folder in (ROOT / "tests", ROOT, ROOT / "lab", ROOT / "lab" / "grader", ROOT / "lab" / "tools"))
+        return {**{name: value for name, value in os.environ.items() if name not in CHANGES_PYTEST}, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TMPDIR": self.temporary,
                 "TRACKER": self.tracker, "PEER": self.peer, "PROGRAMS": self.folder, "GRADING": "ours" if self.ours else "other",
                 "GRADE_HIDDEN": os.path.join(self.temporary, "hidden") if self.hidden else "",
-                "GRADE_SLOW": "yes" if self.slow else "", "GRADE_OURS": "yes" if self.ours else ""}
+                "GRADE_SLOW": "yes" if self.slow else "", "GRADE_THOROUGH": "yes" if self.thorough else "", "GRADE_OURS": "yes" if self.ours else ""}
 
     def files(self):
         """The test files; hidden ones are copied into a folder of their own, with the fixtures of ours."""
@@ -218,9 +245,9 @@ class Run:
         """Start pytest, which reads the tests once for all workers: half a second of work for each, if it were done by each."""
         reports, tell = os.pipe()
         self.forks, theirs = socket.socketpair()
-        passed = {"GRADE_TOKENS": self.tokens, "GRADE_REPORTS": tell, "GRADE_FORKS": theirs.fileno()}
+        passed = {"GRADE_REPORTS": tell, "GRADE_FORKS": theirs.fileno()}
         command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "verdict", "-p", "no:cacheprovider",
-                   "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "--timeout", str(TEST_SECONDS),
+                   "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
                    *(["-k", self.words] if self.words else []), *files]
         with open(os.path.join(self.temporary, "pytest.out"), "wb") as output:
             environment = {**self.environment(), **{name: str(number) for name, number in passed.items()}}
@@ -231,13 +258,27 @@ class Run:
         self.workers[reports] = Worker(reports)
 
     def start_worker(self):
+        """Have a worker forked, which runs tests; or which finds out how fast all is, if that is not known yet."""
         reports, tell = os.pipe()
+        how = self.pace and self.pace._asdict()
         try:
-            socket.send_fds(self.forks, [b"1"], [tell])
+            socket.send_fds(self.forks, [json.dumps(how).encode()], [tell, self.tokens])
         except OSError:  # a program under test has ended the process that forks; then no line will come
             pass
         os.close(tell)
-        self.workers[reports] = Worker(reports)
+        self.workers[reports] = Worker(reports, measures=not self.pace)
+
+    def hand_out(self, tests, workers):
+        """Have these tests run by so many workers."""
+        indexes = {test["id"]: index for index, test in enumerate(self.tests.values())}
+        if self.tokens is not None:
+            os.close(self.tokens)
+        self.tokens, write = os.pipe()
+        for test in tests:
+            os.write(write, struct.pack("!I", indexes[test["id"]]))
+        os.close(write)
+        for _ in range(min(workers, len(tests))):
+            self.start_worker()
 
     def run(self):
         """Run all tests, or as many as time and bounds allow. Afterwards nothing that was started runs."""
@@ -249,6 +290,7 @@ class Run:
                 self.start_collector(files)
                 self.follow()
                 self.without_tests()
+                self.try_again()
         finally:
             ending.catch_signals(signal.SIG_IGN)  # a second one must not leave anything behind
             processes.end_all([self.collector.pid] if self.collector else [])
@@ -264,7 +306,9 @@ class Run:
                     continue
                 del self.workers[reports]
                 os.close(reports)
-                if self.lost(worker) and restarts < 10:
+                if worker.measures and not self.pace:
+                    self.measured(Pace())  # it was ended by a program under test
+                elif self.lost(worker) and restarts < 10:
                     restarts += 1
                     self.start_worker()
             self.stopped = self.bound_broken(time.monotonic() - looked > 1)
@@ -297,20 +341,41 @@ class Run:
             counts[stage] = counts.get(stage, 0) + 1
             number = f"{stage}.{counts[stage]}"
             self.tests[test["id"]] = {**test, "stage": stage, "number": number, "title": title(test["name"]),
-                                      "outcome": None, "failure": None, "seconds": 0}
-        for index in sorted(range(len(found)), key=lambda index: -found[index]["takes"]):
-            os.write(self.to_hand_out, struct.pack("!I", index))
-        os.close(self.to_hand_out)
-        self.to_hand_out = None
-        for _ in range(min(self.most_workers, len(found))):
+                                      "outcome": None, "failure": None, "seconds": 0, "late": False, "stalled": 0}
+        if self.first or not found:
+            self.measured(Pace())
+        else:
+            self.tokens = os.open(os.devnull, os.O_RDONLY)  # which has none
             self.start_worker()
+
+    def measured(self, pace):
+        """Begin with the tests, as many at a time as this pace allows, those that take longest first."""
+        self.pace = pace
+        self.limit = self.asked_limit or pace.seconds(len(self.tests), THOROUGH_LIMIT if self.thorough else LIMIT)
+        self.hand_out(sorted(self.tests.values(), key=lambda test: -test["takes"]), self.asked_workers or pace.workers())
+
+    def try_again(self):
+        """Run the few tests once more in which time ran out, one by one: the machine may have been busy. Not for a student's `make stage-N`."""
+        late = [test for test in self.tests.values() if test["outcome"] == "failed" and (test["late"] or test["stalled"] > STALLED)]
+        if not late or len(late) > TWICE or self.stopped or not self.slow or self.first:
+            return
+        self.limit = min(self.limit, time.monotonic() - self.began + TWICE_SECONDS * self.pace.factor())
+        self.hand_out(late, 1)
+        self.follow()
+        self.stopped = None if self.out_of_time() else self.stopped
+        for test in late:
+            if test["outcome"] == "failed" and test["stalled"] > 2 * STALLED:
+                test.update(outcome=None, untried=f"this machine stood still for {test['stalled']:.1f} s meanwhile")
+
+    def out_of_time(self):
+        return bool(self.stopped) and self.stopped.startswith("the time of")
 
     def bound_broken(self, also_files):
         """Why the run must end now; None if it need not."""
         if self.first and any(test["failure"] for test in self.tests.values()):
             return "one failure is enough"
         if time.monotonic() - self.began > self.limit:
-            return f"the time of {self.limit:g} s for the whole run was over"
+            return f"the time of {self.limit:.0f} s for {'the tests' if self.pace else 'measuring how fast the programs start'} was over"
         below = [pid for pid, _, ended in processes.descendants(os.getpid()) if not ended]
         if len(below) > PROCESSES:
             return f"the programs under test started more than {PROCESSES} processes"
@@ -326,7 +391,7 @@ class Run:
 
     def remove(self):
         """Take the files of the run away."""
-        for descriptor in [self.tokens, self.to_hand_out, *self.workers]:
+        for descriptor in [self.tokens, *self.workers]:
             if descriptor is not None:
                 os.close(descriptor)
         if self.forks:
@@ -338,8 +403,8 @@ class Run:
 class Worker:
     """A process that runs tests, and the lines that it tells."""
 
-    def __init__(self, reports):
-        self.reports = reports
+    def __init__(self, reports, measures=False):
+        self.reports, self.measures = reports, measures
         self.unread = b""
         self.running = None  # the id of the test that it runs
 
@@ -348,12 +413,15 @@ class Worker:
         data = os.read(self.reports, 1 << 20)
         *lines, self.unread = (self.unread + data).split(b"\n")
         for line in lines:
-            self.take(json.loads(line), run)
+            self.take(visible(json.loads(line)), run)
         return bool(data)
 
     def take(self, told, run):
         if "collected" in told:
             run.collected(told["collected"])
+        elif "power" in told:
+            run.options = told["options"]
+            run.measured(Pace(told["power"], told["start"]))
         elif "slow" in told:
             run.left_out = told
         elif "broken" in told and (told["broken"], told["why"]) not in run.broken:
@@ -362,7 +430,19 @@ class Worker:
             self.running = told["begin"]
         elif "end" in told:
             self.running = None
-            run.tests[told["end"]].update(outcome=told["outcome"], failure=told["failure"], seconds=told["seconds"])
+            run.tests[told["end"]].update({name: told[name] for name in ("outcome", "failure", "seconds", "late", "stalled")})
+
+
+CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # what can change a terminal, or break JSON's readers
+
+
+def visible(value):
+    """What a worker tells, with control characters escaped: it holds what programs have printed."""
+    if isinstance(value, str):
+        return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], value)
+    if isinstance(value, list):
+        return [visible(each) for each in value]
+    return {name: visible(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def title(name):
@@ -407,7 +487,8 @@ def used(folders):
     return size, files
 
 
-# Points: each clause is worth one, or what POINTS says, and is earned when all its tests pass.
+# Points: in each stage whose tests name it, a clause is worth one, or what POINTS says. It is earned when all those tests
+# pass. So what is right up to stage N is worth the points of stages 0 to N, whatever later stages ask for.
 
 
 def clause_texts():
@@ -416,49 +497,73 @@ def clause_texts():
 
 
 def by_clause(tests):
-    """clause -> its tests, in the order of the page; a test that was skipped says nothing of a clause."""
-    found = {clause: [] for clause in clause_texts()}
+    """(stage, clause) -> its tests, stage by stage in the order of the page; a test that was skipped says nothing of a clause."""
+    page, found = list(clause_texts()), {}
     for test in tests:
         for clause in test["clauses"]:
             if test["outcome"] != "skipped":
-                found.setdefault(clause, []).append(test)
-    return {clause: its for clause, its in found.items() if its}
+                found.setdefault((test["stage"], clause), []).append(test)
+    order = {clause: at for at, clause in enumerate(page)}
+    return dict(sorted(found.items(), key=lambda pair: (pair[0][0], order.get(pair[0][1], len(page)))))
+
+
+def status(test, run):
+    """passed, failed, skipped, or untried: then there is no verdict, for no fault of the program's that is known."""
+    if test["outcome"] is None:
+        return "untried" if test.get("untried") or run.out_of_time() else "failed"
+    return test["outcome"]
 
 
 def score(clause, its):
     return POINTS.get(clause, 1) if all(test["outcome"] == "passed" for test in its) else 0
 
 
+def points(tests, numbers):
+    """{stage: (points, of)}."""
+    clauses = by_clause(tests).items()
+    return {number: (sum(score(clause, its) for (stage, clause), its in clauses if stage == number),
+                     sum(POINTS.get(clause, 1) for (stage, clause), _ in clauses if stage == number)) for number in numbers}
+
+
 def results(run):
-    """The content of results.json: an entry with points for each clause, then one without points for each test."""
+    """The content of results.json: an entry with points for each clause of a stage, then one without points for each test."""
     tests = list(run.tests.values())
-    clauses = by_clause(tests)
-    entries = [clause_entry(clause, its) for clause, its in clauses.items()] + [test_entry(test, run) for test in tests]
-    return {"score": sum(score(clause, its) for clause, its in clauses.items()),
+    entries = [clause_entry(*key, its, run) for key, its in by_clause(tests).items()] + [test_entry(test, run) for test in tests]
+    got = points(tests, run.numbers)
+    return {"score": sum(score for score, _ in got.values()),
             "execution_time": round(time.monotonic() - run.began), "output": "\n".join(notes(run)), "visibility": "visible",
             "stdout_visibility": "visible", "tests": entries,
-            "extra_data": {"stages": run.numbers, "passed": sum(test["outcome"] == "passed" for test in tests), "of": len(tests),
-                           "max_score": sum(POINTS.get(clause, 1) for clause in clauses), "stopped": run.stopped}}
+            "extra_data": {"stages": run.numbers, "points": {str(number): list(pair) for number, pair in got.items()},
+                           "passed": sum(test["outcome"] == "passed" for test in tests), "of": len(tests),
+                           "max_score": sum(most for _, most in got.values()), "stopped": run.stopped, "grade_again": grade_again(run),
+                           "power": run.pace and round(run.pace.power, 2), "start": run.pace and run.pace.start}}
 
 
-def clause_entry(clause, its):
-    """What Gradescope shows of one clause."""
-    failed = [f"{test['number']} {test['title']}" for test in its if test["outcome"] != "passed"]
-    return {"name": f"{clause} {clause_texts().get(clause, '')}", "number": clause, "score": score(clause, its), "max_score": POINTS.get(clause, 1),
-            "status": "failed" if failed else "passed", "tags": [clause.partition("-")[0]],
-            "output": "\n".join([f"{len(its) - len(failed)} of {len(its)} tests passed", *failed])}
+def clause_entry(stage, clause, its, run):
+    """What Gradescope shows of one clause in one stage. Of what was not tried it is told no status."""
+    bad = [test for test in its if status(test, run) != "passed"]
+    lines = [f"{test['number']} {test['title']}" + (", not tried" if status(test, run) == "untried" else "") for test in bad]
+    entry = {"name": f"stage {stage}: {clause} {clause_texts().get(clause, '')}", "number": clause, "score": score(clause, its),
+             "max_score": POINTS.get(clause, 1), "tags": [f"stage {stage}", clause.partition("-")[0]],
+             "output": "\n".join([f"{len(its) - len(bad)} of {len(its)} tests passed", *lines])}
+    known = "failed" if any(status(test, run) == "failed" for test in its) else "" if bad else "passed"
+    return {**entry, **({"status": known} if known else {})}
 
 
 def test_entry(test, run):
     """What Gradescope shows of one test: for a failed one the report."""
-    entry = {"name": f"{test['number']} {test['title']}", "number": test["number"],
-             "status": "passed" if test["outcome"] in ("passed", "skipped") else "failed", "tags": [f"stage {test['stage']}"]}
-    if entry["status"] == "failed":
+    known = status(test, run)
+    entry = {"name": f"{test['number']} {test['title']}", "number": test["number"], "tags": [f"stage {test['stage']}"]}
+    if known != "untried":
+        entry["status"] = "failed" if known == "failed" else "passed"
+    if known == "failed":
         entry["output"] = report(test, run)
         shown = {name: value for name, value in failure_of(test, run).items() if not name.endswith("lines")}
         entry["extra_data"] = {"clauses": test["clauses"], **shown, **({"steps": []} if test["hidden"] else {}), "again": again(test, run)}
-    elif test["outcome"] == "skipped":
+    elif known == "skipped":
         entry["output"] = "skipped here"
+    elif known == "untried":
+        entry["output"] = f"not tried: {test.get('untried') or run.stopped}"
     return entry
 
 
@@ -531,29 +636,53 @@ def labelled(label, lines):
 def notes(run):
     """What is to be said of the run as a whole."""
     said = [f"{file}: these tests could not be read" + (f"\n{why}" if why else "") for file, why in run.broken]
-    if run.stopped:
+    said += [f"the {words.split()[0]}'s command starts it, but not with {words.split()[1]} after it: the tests append the options of lab/SPEC.md (CL); "
+             'let a wrapper pass them on, as "$@" does in a shell' for words in run.options]
+    if run.stopped and not run.out_of_time():
         said.append(f"ended early: {run.stopped}")
-    return said
+    return said + ([grade_again(run)] if grade_again(run) else [])
+
+
+def grade_again(run):
+    """Why some tests have no verdict, and the option that helps; "" if all have."""
+    untried = [test for test in run.tests.values() if status(test, run) == "untried"]
+    if not untried:
+        return ""
+    said = f"grade again: {len(untried)} of {len(run.tests)} tests were not tried, because {untried[0].get('untried') or run.stopped}"
+    waited = sum(test["seconds"] for test in run.tests.values() if test["late"])
+    if waited > sum(test["seconds"] for test in run.tests.values()) / 2:
+        return f"{said}; most of it went by in waits for what did not come, so mend what is reported first, or give it more, --limit {2 * run.limit:.0f}"
+    return f"{said}; " + (f"give it more, --limit {2 * run.limit:.0f}" if run.out_of_time() else "let nothing else run on it, or fewer tests at a time, --workers 2")
 
 
 def summary(run):
     """One line for each stage, and one for all."""
     tests, lines = list(run.tests.values()), []
+    all_points = points(tests, run.numbers)
     for number in run.numbers:
         its = [test for test in tests if test["stage"] == number]
         if its:
-            passed = sum(test["outcome"] == "passed" for test in its)
-            lines.append(f"stage {number}  {stage_title(number):13} {passed:3} of {len(its):3} tests passed")
-    clauses = by_clause(tests)
-    got, most = sum(score(clause, its) for clause, its in clauses.items()), sum(POINTS.get(clause, 1) for clause in clauses)
+            passed, (got, most) = sum(test["outcome"] == "passed" for test in its), all_points[number]
+            lines.append(f"stage {number}  {stage_title(number):13} {passed:3} of {len(its):3} tests passed, {got:3} of {most:3} points")
+    got, most = (sum(pair[at] for pair in all_points.values()) for at in (0, 1))
     lines.append(f"{got} of {most} points in {time.monotonic() - run.began:.1f} s; "
-                 f"a clause of lab/SPEC.md is earned when all its tests pass" + left_out(run))
+                 f"in each stage, a clause of lab/SPEC.md is earned when all its tests pass" + left_out(run))
     return lines
 
 
 def left_out(run):
-    slow = run.left_out.get("slow", 0)
-    return f". Left out: {slow} slow tests, which make grade runs" if slow else ""
+    said = [f"{run.left_out[name]} {name} tests, which make grade{words} runs" for name, words in (("slow", ""), ("thorough", " THOROUGH=1")) if run.left_out[name]]
+    return f". Left out: {', '.join(said)}" if said else ""
+
+
+def by_reason(failed, run):
+    """[tests that failed for the same reason], as far as their reports tell: the first has a report, the others a line."""
+    found = {}
+    for test in failed:
+        failure = failure_of(test, run)
+        got = re.sub(r"\d+", "#", failure["got"]) if failure["got"] and failure["likely"] and not re.match("[0-9a-f]{2}( |$)", failure["got"]) else ""
+        found.setdefault((failure["likely"] or failure["expected"], got), []).append(test)
+    return list(found.values())
 
 
 def show(run):
@@ -562,21 +691,24 @@ def show(run):
         raise WrongUsage(f"-k: expected words of a test's name, with and, or and not between them, got {run.words!r}")
     if not run.tests and not run.broken:
         raise WrongUsage(f"no test of stage {', '.join(map(str, run.numbers))} has {run.words!r} in its name")
-    failed = [test for test in run.tests.values() if test["outcome"] not in ("passed", "skipped")]
-    for test in failed[:REPORTS]:
-        print(report(test, run), end="\n\n")
-    for test in failed[REPORTS:]:
-        print(f"{heading(test)}  SPEC {', '.join(test['clauses'])}  again: {again(test, run)}")
+    failed = [test for test in run.tests.values() if status(test, run) == "failed"]
+    for count, same in enumerate(by_reason(failed, run)):
+        if count < REPORTS:
+            print(report(same[0], run))
+            same = same[1:]
+        for test in same:
+            print(f"{heading(test)}  SPEC {', '.join(test['clauses'])}  again: {again(test, run)}")
+        print()
     print("\n".join(notes(run) + summary(run)), flush=True)
-    return 1 if failed or run.broken or run.stopped else 0
+    return 1 if failed or run.broken or run.stopped or grade_again(run) else 0
 
 
 def prepared(args):
     """The Run that the arguments ask for, with a results.json of no points written; WrongUsage."""
     check_results(args.results)
-    if not 0 < args.limit < 1e6:
+    if args.limit is not None and not 0 < args.limit < 1e6:
         raise WrongUsage(f"--limit: expected a number of seconds above 0, got {args.limit:g}")
-    run = Run(commands(args), stages(args), args.k, hidden_tests(args.hidden), args.limit, slow=args.stage is None or args.first,
+    run = Run(commands(args), stages(args), args.k, hidden_tests(args.hidden), args.limit, slow=args.stage is None or args.first, thorough=args.thorough,
               ours=not (args.dir or args.tracker), first=args.first, workers=args.workers)
     given = [("DIR", args.dir), ("TRACKER", args.tracker), ("PEER", args.peer)]
     run.target = "".join(f" {name}={shlex.quote(value)}" for name, value in given if value)
