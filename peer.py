@@ -12,6 +12,7 @@ the asking end of a connection, and the peer, from Join to the last chunk. PART 
 standing (two hours more): each of its sections opens with the fault that it answers. Part One
 uses these of Part Two, and can be read without looking them up:
 
+    prepare     has a connection block for a tick at most
     Server      a thread per connection; calls Peer.on_... for each request
     Uploads     who may have a chunk now, at what pace
     Contacts    which addresses may be dialled, and when
@@ -131,34 +132,25 @@ class Fatal(Exception):
 # says how many bytes it wants and goes on until it has them [WF-2].
 
 
-@contextlib.contextmanager
-def in_time(sock, option, deadline, silence=None):
-    """Have one receive or send end at `deadline`, or after `silence` seconds (FRAME_SECONDS, as
-    prepare() has set it) in which nothing moves: TimeoutError. A timeout of Python's would cost a
-    poll before every call; here one recv brings a whole chunk."""
-    seconds = min(deadline - time.monotonic(), silence or FRAME_SECONDS)
-    if seconds <= 0:
-        raise TimeoutError("a frame took too long")
-    unusual = abs(seconds - FRAME_SECONDS) > FRAME_SECONDS / 100
-    if unusual:
-        set_timeout(sock, option, seconds)
-    try:
-        yield
-    except BlockingIOError:
-        raise TimeoutError(f"the other side was silent for {seconds:.1f} s") from None
-    finally:
-        if unusual:
-            set_timeout(sock, option, FRAME_SECONDS)
+def in_time(transfer, deadline, silence=None):
+    """What transfer() returns, a recv or a send. The kernel ends it after a tick (see prepare) in
+    which nothing moved; it is tried again until `deadline` (monotonic), and for `silence` seconds
+    (FRAME_SECONDS) at most: TimeoutError."""
+    until = min(deadline, time.monotonic() + (silence or FRAME_SECONDS))
+    while time.monotonic() < until:
+        with contextlib.suppress(BlockingIOError):
+            return transfer()
+    raise TimeoutError("the other side was silent, or too slow")
 
 
 def read_exactly(sock, count, deadline):
-    """The next `count` bytes, by `deadline` (monotonic), with no silence of FRAME_SECONDS. The
-    deadline is for all of them: with a timeout for each recv a client could send one byte now and
-    then for ever [WF-9]."""
+    """The next `count` bytes, by `deadline`, with no silence of FRAME_SECONDS. The deadline is for
+    all of them: with a timeout for each recv a client could send one byte now and then for ever
+    [WF-9]."""
     data = b""
     while len(data) < count:
-        with in_time(sock, socket.SO_RCVTIMEO, deadline):
-            more = sock.recv(count - len(data), socket.MSG_WAITALL)
+        missing = count - len(data)
+        more = in_time(lambda: sock.recv(missing, socket.MSG_WAITALL), deadline)
         if not more:
             raise ProtocolError(f"closed after {len(data)} of {count} bytes")
         data += more
@@ -175,8 +167,7 @@ def read_frame(sock, limit, wait, rate):
     side has no more to say), and then be whole within FRAME_SECONDS and the time that its length
     takes at `rate` bytes per second. The length is a stranger's word: it is checked before any
     memory is reserved for it [WF-5]."""
-    with in_time(sock, socket.SO_RCVTIMEO, time.monotonic() + wait, wait):
-        head = sock.recv(8)
+    head = in_time(lambda: sock.recv(8), float("inf"), wait)
     if not head:
         raise Closed("closed where a frame should begin")
     began = time.monotonic()
@@ -191,8 +182,7 @@ def send_exactly(sock, data, deadline, flags=0):
     """Send all of `data` by `deadline`."""
     view = memoryview(data)
     while view:
-        with in_time(sock, socket.SO_SNDTIMEO, deadline):
-            view = view[sock.send(view, flags):]
+        view = view[in_time(lambda: sock.send(view, flags), deadline):]
 
 
 def parse(kind, frame):
@@ -215,7 +205,6 @@ def bad(code, reason):
     return Response(bad=Response.Bad(code=code, reason=reason))
 
 
-# ---------------------------------------------------------------------------------------------
 # The file. Inside the program chunks are counted by index (0, 1, 2 ...), on the wire by id, their
 # byte offset. A set of chunks is a bitfield: an int whose bit i stands for the chunk with index i,
 # so that "it has, I have not, and nobody was asked" is `theirs & ~mine & ~asked`, in well under a
@@ -328,18 +317,19 @@ class Store:
         return self.file.matches(index, chunk)
 
     def send(self, sock, index, uploads, start):
-        """Send a chunk as one frame; its bytes go from disk to socket, not through here [FC-1]."""
+        """Send a chunk as one frame, in pieces, each paid for before it leaves [FC-1]."""
         offset, left = index * self.file.chunk_size, self.file.length(index)
         deadline = time.monotonic() + for_answer(left) + uploads.seconds(left) * PACED_SLOTS
         send_exactly(sock, chunk_head(left), deadline, getattr(socket, "MSG_MORE", 0))
         while left:
-            size = min(left, uploads.slice)
-            uploads.pay(start, size)
-            send_file(sock, self.fd, offset, size, deadline)
-            offset, left = offset + size, left - size
+            piece = os.pread(self.fd, min(left, uploads.piece), offset)
+            if not piece:  # our file was cut short; their connection ends [FC-13]
+                raise ProtocolError(f"the file ends {left} bytes early")
+            uploads.pay(start, len(piece))
+            send_exactly(sock, piece, deadline)
+            offset, left = offset + len(piece), left - len(piece)
 
 
-# ---------------------------------------------------------------------------------------------
 # Choosing. Which chunk to ask of which neighbor: no thread, no socket, no clock, so that it can be
 # tested and simulated.
 
@@ -405,14 +395,6 @@ class Picker:
         """The neighbor does not hold these chunks, whatever it has said."""
         self.holds[neighbor] = self.holds.get(neighbor, 0) & ~bits
 
-    def forget(self, neighbor):
-        """The neighbor is gone."""
-        self.holds.pop(neighbor, None)
-
-    def knows_all(self, neighbor):
-        """Whether this neighbor holds all that there is, and has no news to tell."""
-        return self.holds.get(neighbor) == self.all
-
     def choose(self, neighbor, now, proposed=None):
         """The chunk to ask of this neighbor next, noted as under way; None if there is none. One
         that the neighbor proposed goes first, if it is wanted and nobody is asked for it."""
@@ -459,21 +441,9 @@ class Picker:
         return new
 
 
-# ---------------------------------------------------------------------------------------------
 # The asking end of a connection.
 
 CONNECT_SECONDS = 5.0      # give up connecting after this long
-UNSENT_BYTES = 32 * KIB    # of a chunk in the socket's buffer, which would take a whole one: a
-                           # slot is free once its chunk has left, and not before
-
-
-def prepare(sock):
-    """Make a connection ready: it blocks, within the kernel's timeouts, and sends at once."""
-    sock.settimeout(None)
-    set_timeout(sock, socket.SO_RCVTIMEO, FRAME_SECONDS)
-    set_timeout(sock, socket.SO_SNDTIMEO, FRAME_SECONDS)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
 
 class Link:
@@ -499,7 +469,7 @@ class Link:
             began = time.monotonic()
             self.sock = socket.create_connection(self.address, timeout=CONNECT_SECONDS)
             self.round_trip = time.monotonic() - began
-            prepare(self.sock)
+            prepare(self.sock, self.wait)
         send_message(self.sock, request)
 
     def receive(self, limit):
@@ -509,7 +479,6 @@ class Link:
         return frame
 
 
-# ---------------------------------------------------------------------------------------------
 # The peer.
 
 MAX_ANSWER = 8 * MIB             # a tracker's: 100,000 addresses and 16,384 digests
@@ -857,8 +826,8 @@ class Peer:
         seconds = 0.0
         if neighbor.heard:
             with self.lock:
-                if self.picker.knows_all(neighbor.address):
-                    return
+                if self.picker.holds.get(neighbor.address) == self.picker.all:
+                    return  # it has no news to tell
                 due = neighbor.heard_at + self.picker.typical if chunks else neighbor.rest_until
                 if now < due:
                     return
@@ -1018,7 +987,7 @@ class Peer:
             banned = neighbor.address in self.contacts.bans
             self.trouble = f"{neighbor.name}: {reason}" if reason else self.trouble
             del self.neighbors[neighbor.address]
-            self.picker.forget(neighbor.address)
+            self.picker.holds.pop(neighbor.address, None)
         self.events("neighbor_dropped", neighbor=neighbor.name, banned=banned, reason=reason)
 
     def ban(self, neighbor, reason):
@@ -1047,12 +1016,20 @@ IDLE_SECONDS = 60.0          # a client is disconnected after this long without 
 MAX_CONNECTIONS = 512        # each with its thread [WF-13]
 DESCRIPTORS_PAUSE = 0.05     # before the next accept, when no descriptor is left: no spin
 BACKLOG = 128                # socketserver's 5 loses connections when many peers join at once
+UNSENT_BYTES = 32 * KIB      # of a chunk in the socket's buffer, which would take a whole one: a
+                             # slot is free once its chunk has left, and not before
 
 
-def set_timeout(sock, option, seconds):
-    """Have the kernel end each receive (SO_RCVTIMEO) or send (SO_SNDTIMEO) that waits so long."""
-    timeval = struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1e6)))
-    sock.setsockopt(socket.SOL_SOCKET, option, timeval)
+def prepare(sock, wait):
+    """Make a connection ready: it sends at once, and blocks for a tick at most, a tenth of the
+    shortest time that anybody waits. Timeouts of Python's would cost a poll before every call."""
+    tick = min(wait, FRAME_SECONDS) / 10
+    timeval = struct.pack("ll", int(tick), max(1, int(tick % 1 * 1e6)))
+    sock.settimeout(None)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
 
 def hang_up(sock):
@@ -1065,12 +1042,9 @@ def listen_on(host, port):
     """A socket that listens; without a host on all addresses, IPv6 and IPv4 where both work."""
     try:
         if not host and socket.has_dualstack_ipv6():
-            try:
+            with contextlib.suppress(OSError):  # a machine without IPv6; a port that is taken
                 return socket.create_server(("", port), family=socket.AF_INET6, backlog=BACKLOG,
                                             dualstack_ipv6=True)
-            except OSError as error:
-                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                    raise
         family, *_, address = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM,
                                                  flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address, family=family, backlog=BACKLOG)
@@ -1090,7 +1064,7 @@ class Connection(socketserver.BaseRequestHandler):
     def handle(self):
         """Called by socketserver, in this connection's thread."""
         try:
-            prepare(self.request)
+            prepare(self.request, FRAME_SECONDS)
             while True:
                 response = self.answer(self.server.await_request(self.request))
                 if response is not None:
@@ -1195,7 +1169,6 @@ class Server(socketserver.ThreadingTCPServer):
                 self.connections[sock] = False
 
 
-# ---------------------------------------------------------------------------------------------
 # Addresses. The fault: text from strangers, on its way to a terminal or to connect().
 
 
@@ -1256,7 +1229,6 @@ def is_loopback(host):
     return host.startswith("127.") or host in ("::1", "0.0.0.0", "::")
 
 
-# ---------------------------------------------------------------------------------------------
 # Contacts. The fault: addresses where nobody is, a thousand of one machine, liars that come back.
 
 REDIAL_SECONDS = (0.5, 60.0)  # the pause after a failure; it doubles up to the second [SW-6]
@@ -1311,7 +1283,6 @@ class Contacts:
             del self.bans[next(iter(self.bans))]
 
 
-# ---------------------------------------------------------------------------------------------
 # Uploads. The fault: a socket's buffer that takes more than the uplink carries, so that all is sent
 # to everybody at once and arrives late. Slots say who may have a chunk next, Uploads at what pace.
 
@@ -1321,7 +1292,6 @@ RETRY_SPREAD = (0.7, 1.3)    # pauses are multiplied by a random factor: no marc
 UPLOAD_SLOTS = 6             # chunks on their way out: one or two do not fill an uplink
 PACED_SLOTS = 2              # under an upload limit: one is sent and one waits, so there is no gap
 BUSY_AFTER = 0.005           # wait this long for a slot before saying BUSY
-SEND_SLICE = 64 * KIB        # sent at a time: a slow reader can exceed its deadline by one slice
 PACE_BURST = 0.05            # seconds of upload that a late sender may make up for [CL-14]
 
 
@@ -1392,8 +1362,8 @@ class Uploads:
 
     def __init__(self, rate=None):
         self.rate = rate  # bytes per second; None: as fast as it goes
-        # Bytes paid for at a time: 50 ms worth of them.
-        self.slice = max(1, min(SEND_SLICE, int(rate / 20))) if rate else MAX_CHUNK_SIZE
+        # Bytes read and paid for at a time: 50 ms worth of them, under a limit.
+        self.piece = max(1, min(64 * KIB, int(rate / 20))) if rate else MIB
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)  # a slot is free
         # Guarded by lock:
@@ -1473,32 +1443,6 @@ def chunk_in(frame, length):
     return memoryview(frame)[len(head):] if whole else None
 
 
-def send_some(sock, fd, offset, count):
-    """How many of `count` bytes the socket has taken; 0: the file has no more."""
-    try:
-        return os.sendfile(sock.fileno(), fd, offset, count)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-    chunk = os.pread(fd, count, offset)  # a file system without sendfile
-    return sock.send(chunk) if chunk else 0
-
-
-def send_file(sock, fd, offset, left, deadline):
-    """Send `left` bytes of an open file by `deadline`; TimeoutError for a slow reader [FC-14]."""
-    until = time.monotonic() + FRAME_SECONDS
-    with in_time(sock, socket.SO_SNDTIMEO, deadline, FRAME_SECONDS / 10):
-        while left:
-            with contextlib.suppress(BlockingIOError):  # one of the waits that sendfile makes
-                sent = send_some(sock, fd, offset, min(left, SEND_SLICE))
-                if sent == 0:  # our file was cut short, their connection ends [FC-13]
-                    raise ProtocolError(f"the file ends {left} bytes early")
-                offset, left, until = offset + sent, left - sent, time.monotonic() + FRAME_SECONDS
-            if time.monotonic() >= min(until, deadline):
-                raise TimeoutError("the other side reads too slowly")
-
-
-# ---------------------------------------------------------------------------------------------
 # Files. The fault: a disk that is full, a name that is taken, a second process, a kill -9.
 
 
@@ -1525,11 +1469,10 @@ def hash_chunks(fd, size, chunk_size, show=lambda done: None):
     digests = [b""] * -(-size // chunk_size)
     left, hashed = iter(range(len(digests))), queue.SimpleQueue()  # of None, or an OSError
     def work():
-        buffer = memoryview(bytearray(min(chunk_size, size)))  # a new one each time costs more
         for index in left:
-            whole = buffer[:size - index * chunk_size]
+            at = index * chunk_size
             try:
-                chunk = whole[:os.preadv(fd, [whole], index * chunk_size)]
+                chunk = os.pread(fd, min(chunk_size, size - at), at)
                 digests[index] = hashlib.sha256(chunk).digest()
                 hashed.put(None)
             except OSError as error:
@@ -1635,7 +1578,6 @@ class Output:
                 os.unlink(self.part)
 
 
-# ---------------------------------------------------------------------------------------------
 # The program, and what tracker.py shares with it. The fault: a terminal that nobody reads, options
 # that make no sense, a signal at any time, a bug in one thread of many.
 

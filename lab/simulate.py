@@ -382,7 +382,7 @@ class OnLinks(Simulation):
     def ask_for_news(self, lane):
         """Peer.ask_for_news."""
         picker, number, chunks = lane.asker.picker, lane.other.number, lane.chunks_asked()
-        if len(lane.asked) > chunks or chunks and lane.answers < 2 or picker.knows_all(number):
+        if len(lane.asked) > chunks or chunks and lane.answers < 2 or picker.holds.get(number) == picker.all:
             return
         if self.now < (lane.heard_at + picker.typical if chunks else lane.rest_until):
             return

@@ -130,7 +130,7 @@ def test_the_books_stay_right_whatever_neighbors_say_take_back_or_leave(seed):
             picker.withdraw(neighbor, some)
             lists[neighbor] = lists.get(neighbor, set()) - members(some)
         elif change == "forget":
-            picker.forget(neighbor)
+            picker.holds.pop(neighbor, None)
             lists.pop(neighbor, None)
         elif some and rng.random() < 0.1:
             picker.arrived(min(members(some)), 1.0)
@@ -598,8 +598,8 @@ def test_uploads_keep_to_their_rate(limited, rate):
     uploads, clock = limited(rate)
     taken, began = 0, clock.now
     while clock.now < began + 5:
-        uploads.pay(0, uploads.slice)
-        taken += uploads.slice
+        uploads.pay(0, uploads.piece)
+        taken += uploads.piece
     assert taken / (clock.now - began) == pytest.approx(rate, rel=0.03)
 
 
@@ -681,11 +681,11 @@ def test_an_answer_may_take_longer_the_longer_it_is(monkeypatch):
 def test_without_a_limit_nobody_waits_for_the_rate(limited):
     uploads, clock = limited(None)
     uploads.pay(1, 1 << 40)
-    assert clock.now == Time().now and uploads.slice == peer.MAX_CHUNK_SIZE
+    assert clock.now == Time().now and uploads.piece == peer.MIB
 
 
 def test_what_is_sent_at_a_time_is_fifty_milliseconds_worth_within_bounds():
-    assert [peer.Uploads(rate).slice for rate in (1, 20_000, 1 << 30)] == [1, 1000, 65_536]
+    assert [peer.Uploads(rate).piece for rate in (1, 20_000, 1 << 30)] == [1, 1000, 65_536]
 
 
 # Pauses, and requests ahead.

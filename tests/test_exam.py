@@ -95,7 +95,7 @@ def chosen(values, gone):
         assert picker.choose("B", 0.0, values["asked"]) == values["asked"]
         if gone:
             picker.release("B", values["asked"])
-            picker.forget("B")
+            picker.holds.pop("B")
         found.add(picker.choose("A", 0.0))
     return sorted(found)
 

@@ -617,7 +617,7 @@ def broken(old, new):
     (shape_errors, "Option (a) seems right because every", "Option (a) is wrong: every", "wrong answer tempts"),
     (clause_errors, "FC-2", "FC-99", "FC-99 is no clause"),
     (clause_errors, "MUST be answered like", "SHOULD be answered like", "does not say"),
-    (span_errors, "`os.sendfile`", "`os.send_file`", "os.send_file"),
+    (span_errors, "`self.events`", "`os.send_file`", "os.send_file"),
     (span_errors, "`2a 00`", "`2a 77`", "2a 77"),
     (span_errors, "`make bench`", "`make benches`", "make benches"),
     (span_errors, "`False`", "`3 * 4 = 13`", "3 * 4 = 13"),

@@ -27,7 +27,7 @@ STAGES = [
     Stage(4, "Chunks Query", "lab/4-chunks-query.md", "tests/test_4_*.py", [
         "peer.Peer.on_chunks_query", "peer.Peer.heard"]),
     Stage(5, "Fetch Chunk", "lab/5-fetch-chunk.md", "tests/test_5_*.py", [
-        "peer.chunk_head", "peer.Description.index", "peer.Description.length", "peer.send_file", "peer.Store.intact",
+        "peer.chunk_head", "peer.Description.index", "peer.Description.length", "peer.Store.intact",
         "peer.Store.send", "peer.Peer.on_fetch_chunk"]),
     Stage(6, "the swarm", "lab/6-swarm.md", "tests/test_6_*.py", [
         "peer.any_of", "peer.rarest_first", "peer.Picker", "peer.Store.write",

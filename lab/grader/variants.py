@@ -121,16 +121,15 @@ Tracker.on_peer_list = on_peer_list
 def read_exactly(sock, count, deadline, real=read_exactly):
     return b"".join(real(sock, min(1000, count - at), deadline) for at in range(0, count, 1000))
 '''),
-    Variant("many_segments", "careful", "peer.py", ALL, "WF-2", "Answers leave in pieces of 500 bytes, of a chunk in pieces of 5,000.", '''SEND_SLICE = 5000
-
-
+    Variant("many_segments", "careful", "peer.py", ALL, "WF-2", "Answers leave in pieces of 500 bytes, of a chunk in pieces of 5,000.", '''
 def send_exactly(sock, data, deadline, flags=0, real=send_exactly):
-    for at in range(0, len(data), 500):
-        real(sock, data[at:at + 500], deadline)
+    size = 500 if len(data) < 10_000 else 5000
+    for at in range(0, len(data), size):
+        real(sock, data[at:at + size], deadline)
 '''),
     Variant("small_segments_wait", "eager", "peer.py", ALL, "free", "TCP_NODELAY is for those in a hurry.", '''
-def prepare(sock, real=prepare):
-    real(sock)
+def prepare(sock, wait, real=prepare):
+    real(sock, wait)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
 '''),
     Variant("late_answers", "careful", "peer.py", ALL, "free", "Every answer takes 50 ms.", '''
