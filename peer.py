@@ -6,11 +6,11 @@
 
 lab/SPEC.md says what it promises; the numbers in brackets, such as [FC-9], are its clauses.
 
-The file has two parts. PART ONE is how a chunk travels, and is read in an afternoon (two and a half
-hours): frames on the wire, the file's description, its chunks on disk, which chunk to ask of whom,
-the asking end of a connection, and the peer, from Join to the last chunk. PART TWO is what keeps it
-standing (two hours more): each of its sections opens with the fault that it answers. Part One
-uses these of Part Two, and can be read without looking them up:
+PART ONE is how a chunk travels, and is read in an afternoon (two and a half hours): frames on the
+wire, the file's description, its chunks on disk, which chunk to ask of whom, the asking end of a
+connection, and the peer, from Join to the last chunk. PART TWO is what keeps it standing (two hours
+more): each section opens with the fault that it answers. Part One uses these of Part Two, and can
+be read without looking them up:
 
     prepare     has a connection block for a tick at most
     Server      a thread per connection; calls Peer.on_... for each request
@@ -107,13 +107,8 @@ EXIT_SIGINT, EXIT_SIGTERM = 130, 143
 # wrong. Both end one exchange or one connection, never the program. Fatal ends the program, in
 # whichever thread it is raised. Anything else is a bug, and is not caught.
 
-
 class ProtocolError(Exception):
     """The other side sent something that it must not send."""
-
-
-class Closed(ProtocolError):
-    """The other side closed the connection where a frame should have begun."""
 
 
 class Fatal(Exception):
@@ -163,13 +158,13 @@ def for_answer(length):
 
 
 def read_frame(sock, limit, wait, rate):
-    """The next frame's message, as bytes. It must begin within `wait` seconds (Closed if the other
-    side has no more to say), and then be whole within FRAME_SECONDS and the time that its length
-    takes at `rate` bytes per second. The length is a stranger's word: it is checked before any
-    memory is reserved for it [WF-5]."""
+    """The next frame's message, as bytes. It must begin within `wait` seconds (ConnectionError if
+    the other side has no more to say), and be whole within FRAME_SECONDS and what its length takes
+    at `rate` bytes a second. The length is a stranger's word: it is checked before any memory is
+    reserved for it [WF-5]."""
     head = in_time(lambda: sock.recv(8), float("inf"), wait)
     if not head:
-        raise Closed("closed where a frame should begin")
+        raise ConnectionError("closed where a frame should begin")
     began = time.monotonic()
     head += read_exactly(sock, 8 - len(head), began + FRAME_SECONDS)
     length = int.from_bytes(head, "big")
@@ -734,7 +729,6 @@ class Peer:
 
     def begin(self, store, held, finish=lambda: None):
         """Offer the chunks that are held, fetch the others, and call finish() when all are."""
-        self.uploads.check(self.file)
         self.store, self.finish = store, finish
         with self.lock:
             self.picker = Picker(self.file.count, held)
@@ -780,7 +774,7 @@ class Peer:
                 self.take_answer(neighbor, link)
             else:
                 self.rest(neighbor)
-        except (Closed, ConnectionError):
+        except ConnectionError:
             if not link.answers:
                 raise
             link.close()  # it takes one request per connection, or ended an idle one [WF-4]
@@ -817,9 +811,7 @@ class Peer:
 
     def ask_for_news(self, neighbor, link):
         """Ask what the neighbor has: at once on a new connection, then now and then beside chunks.
-
-        With no chunk under way the neighbor may keep the answer until it has news [CQ-3 to CQ-6].
-        """
+        With no chunk under way it may keep the answer until it has news [CQ-3 to CQ-6]."""
         now, chunks = time.monotonic(), neighbor.chunks_asked()
         if len(neighbor.asked) > chunks or chunks and link.answers < 2:
             return
@@ -1152,7 +1144,7 @@ class Server(socketserver.ThreadingTCPServer):
             self.closed.notify_all()
 
     def await_request(self, sock):
-        """The next request; Closed if the client has no more, TimeoutError if it was idle."""
+        """The next request; ConnectionError if there is no more, TimeoutError if it was idle."""
         with self.idle(sock):
             return parse(Request, read_frame(sock, MAX_REQUEST, IDLE_SECONDS, float("inf")))
 
@@ -1352,9 +1344,6 @@ class Slots:
     def turn_away(self):
         self.turned_away += 1
 
-    def release(self):
-        self.active -= 1
-
 
 class Uploads:
     """Upload slots and the rate that they share. The chunk that came first is sent first, at the
@@ -1376,13 +1365,6 @@ class Uploads:
     def seconds(self, length):
         """How long this many bytes take at the upload limit; 0 without one."""
         return length / self.rate if self.rate else 0.0
-
-    def check(self, file):
-        """Fatal if a chunk would take longer than any asker waits for it [FC-11, CL-14]."""
-        length = min(file.chunk_size, file.size)
-        if self.seconds(length) > for_answer(length):
-            raise Fatal(EXIT_USAGE, f"expected an upload limit of at least {human(SLOWEST_LINK)} a"
-                        f" second for chunks of {human(length)}, got {human(self.rate)}")
 
     def begin(self, asker, index, length, busy_ok):
         """When to begin with this chunk; None: BUSY, said only to those who allow it [FC-6]."""
@@ -1419,7 +1401,7 @@ class Uploads:
             now = time.monotonic()
             self.interval += (now - self.ended_at - self.interval) / 4
             self.ended_at = now
-            self.slots.release()
+            self.slots.active -= 1
             self.changed.notify_all()
 
     def busy(self, index):
@@ -1645,6 +1627,14 @@ def tracker_address(text):
     return host, port
 
 
+def upload_rate(text):
+    """Bytes per second, so many that no chunk takes longer than an asker waits [FC-11, CL-14]."""
+    rate = size_in_bytes(text)
+    if rate < SLOWEST_LINK:
+        raise expected(f"an upload limit of at least {human(SLOWEST_LINK)} a second", text)
+    return rate
+
+
 def add_common_arguments(parser, port):
     """The options that peer and tracker share."""
     add = parser.add_argument
@@ -1652,7 +1642,7 @@ def add_common_arguments(parser, port):
         help="address to listen on (default: all)")
     add("--port", type=port_number, default=port, metavar="N",
         help="port to listen on, 0: any free one (default: %(default)s)")
-    add("--upload-limit", type=size_in_bytes, metavar="RATE",
+    add("--upload-limit", type=upload_rate, metavar="RATE",
         help="bytes per second sent to all neighbors together (default: no limit)")
     add("--events", metavar="FILE",
         help="append one JSON object a line for everything that happens")

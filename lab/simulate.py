@@ -273,7 +273,7 @@ class Simulation:
         upload = other.queue.pop(0)
         if other.queue:
             self.after(other.seconds, self.sent, other)
-        other.slots.release()
+        other.slots.active -= 1
         other.uploaded, other.turned_away = other.uploaded + 1, 0
         for waiting in list(other.line):
             lane, index, _ = waiting
@@ -485,7 +485,7 @@ class OnLinks(Simulation):
 
     def sent(self, other, lane):
         """The chunk has left but for what the socket holds: its slot is free (Uploads.end)."""
-        other.slots.release()
+        other.slots.active -= 1
         other.interval += (self.now - other.ended_at - other.interval) / 4
         other.ended_at, other.turned_away = self.now, 0
         other.uploaded += 1

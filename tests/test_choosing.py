@@ -493,13 +493,13 @@ def test_a_seeder_gives_what_it_gave_before_only_when_nothing_is_on_its_way_or_a
     slots = peer.Slots()
     slots.sole = bits(3, 4, 7)
     slots.take("a", 7)
-    slots.release()
+    slots.active -= 1
     assert free(slots, "b", 7), "a held chunk is never refused when nothing is on its way out"
     slots.take("b", 3)
     assert [free(slots, "c", index) for index in (3, 7, 4)] == [False, False, True]
     slots.take("c", 4)
     assert not free(slots, "d", 5), "there are two slots"
-    slots.release()
+    slots.active -= 1
     assert free(slots, "d", 7), "all were given once"
 
 
@@ -524,12 +524,12 @@ def test_who_was_served_last_lets_those_go_first_who_were_turned_away_since():
     slots = peer.Slots()
     slots.take("a", 0)
     slots.take("b", 1)
-    slots.release()
+    slots.active -= 1
     assert free(slots, "a", 2), "nobody else came"
     slots.turn_away()
     assert [free(slots, asker, 2) for asker in ("a", "b", "c")] == [False, False, True]
     slots.take("c", 2)
-    slots.release()
+    slots.active -= 1
     assert free(slots, "a", 3), "nobody was turned away since"
 
 

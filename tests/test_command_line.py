@@ -429,7 +429,7 @@ def test_a_rate_at_which_nobody_would_wait_for_a_chunk_is_refused(make_file):
     path, _ = make_file(300_000)
     process = finished(tracker_command(path, "--upload-limit", "3K"))
     assert (process.returncode, process.stderr.count("\n")) == (2, 1)
-    assert "expected an upload limit of at least 4.0 KiB a second for chunks of 256.0 KiB, got 3.0 KiB" in process.stderr
+    assert "expected an upload limit of at least 4.0 KiB a second, got 3K" in process.stderr
 
 
 @pytest.mark.spec("CL-14")

@@ -17,10 +17,10 @@ TESTS = pathlib.Path(ROOT, "tests")
 PROGRAMS = ["peer.py", "tracker.py"]
 
 # The limits. They are there to be lowered.
-LINES = {"peer.py": 1918, "tracker.py": 337}
+LINES = {"peer.py": 1850, "tracker.py": 337}
 LONGEST_FUNCTION = 25                    # lines, with its docstring
 COLUMNS = 100
-PART_ONE = 1038                          # lines of peer.py before its second part
+PART_ONE = 1000                          # lines of peer.py before its second part
 
 
 # Sizes.

@@ -94,7 +94,7 @@ MUTANTS = [
            "    return read_exactly(sock, length, began + FRAME_SECONDS + length / rate)\n",
            "    message = read_exactly(sock, length, began + FRAME_SECONDS + length / rate)\n"
            "    if select.select([sock], [], [], 0.1)[0] and not sock.recv(1, socket.MSG_PEEK):\n"
-           "        raise Closed('gone')\n"
+           "        raise ConnectionError('gone')\n"
            "    return message\n"),
     Mutant("deadline_for_each_recv", "peer.py", 0, "WF-9",
            "A client that says nothing for ten seconds is gone.",

@@ -143,7 +143,7 @@ class Watch:
                 link.send(make_request())
                 answer = peer.parse(Response, link.receive(limit))
                 break
-            except (peer.Closed, ConnectionError):
+            except ConnectionError:
                 link.close()
                 if not again:
                     raise
@@ -159,7 +159,8 @@ class Watch:
                     self.listed(self.ask(link, "peer_list", peer.MAX_ANSWER, lambda: Request(peer_list=Request.PeerList())).addresses)
                 except (OSError, peer.ProtocolError) as trouble:
                     with self.lock:
-                        self.answered |= isinstance(trouble, peer.ProtocolError)
+                        ended = isinstance(trouble, ConnectionError) and link.round_trip > 0  # and not refused
+                        self.answered |= ended or isinstance(trouble, peer.ProtocolError)
                     self.told(self, trouble)
                     link.close()
                 time.sleep(self.every)
