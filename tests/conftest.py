@@ -147,19 +147,25 @@ def start(data, fake_tracker, run_peer, tmp_path):
 def leeching(make_file, fake_tracker, run_peer, tmp_path):
     """leeching(peers): (fake tracker that lists these, OUT, the bytes of the file) for a peer under test that has none.
 
-    `more(address)` gives what the tracker lists besides, when it knows the address of the peer under test.
+    `more(address)` gives what the tracker lists besides, when it knows the address of the peer under test; `host` is the tracker's.
     """
-    def run(peers=(), size=harness.CHUNK, more=lambda address: []):
+    def run(peers=(), size=harness.CHUNK, more=lambda address: [], host="127.0.0.1", extra=()):
         _, data = make_file(size)
-        tracker = fake_tracker(data, peers)
+        tracker = fake_tracker(data, peers, host=host)
 
         def on_join(request, sock):
-            tracker.peers += more(f"127.0.0.1:{request.listening_addr.rpartition(':')[2]}")
+            tracker.peers += more(f"{host}:{request.listening_addr.rpartition(':')[2]}")
             return tracker.on_join(request, sock)
         tracker.answers["join"] = on_join
-        run_peer(tracker.port, tmp_path / "out.bin")
+        run_peer(f"{host}:{tracker.port}", tmp_path / "out.bin", extra)
         return tracker, tmp_path / "out.bin", data
     return run
+
+
+@pytest.fixture
+def here():
+    """An address of this machine that is not loopback."""
+    return harness.outward_address() or pytest.skip("this machine has loopback addresses only")
 
 
 # A file of nine small chunks, a fake tracker and fake neighbors, each of which may have its fault.

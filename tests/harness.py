@@ -755,6 +755,17 @@ def start_peer(tracker, out, extra=()):
     return Program(command(PEER, tracker=tracker, out=out) + list(extra), "the peer under test")
 
 
+def outward_address():
+    """An IPv4 address of this machine that is not loopback; None if it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it asks which address would be used
+        except OSError:
+            return None
+        address = probe.getsockname()[0]
+    return None if address.startswith("127.") else address
+
+
 def kept(port):
     """A socket, to be closed, that keeps a port for a program that is to listen there again: the system gives it to nobody else meanwhile.
 
@@ -942,8 +953,8 @@ class FakePeer(FakeServer):
 
     role = "a fake peer"
 
-    def __init__(self, data, held=None, chunk_size=CHUNK, host="127.0.0.1"):
-        super().__init__(host)
+    def __init__(self, data, held=None, chunk_size=CHUNK, host="127.0.0.1", port=0):
+        super().__init__(host, port)
         self.chunks = split(data, chunk_size)
         self.chunk_size = chunk_size
         self.held = list(range(len(self.chunks))) if held is None else list(held)

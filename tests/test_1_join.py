@@ -11,7 +11,7 @@ import pytest
 import messages_pb2 as pb
 from checks import event_written, refuses_what_is_no_address, waits_idly
 from harness import (CHUNK, SECONDS, Program, ask, ask_all, bad, connect, content_id, describe, eventually, finished, framed, is_refused, join, listed, live, one_line,
-                     peer_command, peer_list, spoilt_description, timely, tracker_command)
+                     outward_address, peer_command, peer_list, spoilt_description, timely, tracker_command)
 
 
 @pytest.fixture
@@ -21,17 +21,6 @@ def tracker(make_file, run_tracker):
     program = run_tracker(path, extra=["--no-seed"])
     program.data = data
     return program
-
-
-def outward_address():
-    """An IPv4 address of this machine that is not loopback; None if it has none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: it asks which address would be used
-        except OSError:
-            return None
-        address = probe.getsockname()[0]
-    return None if address.startswith("127.") else address
 
 
 # Who is listed.
@@ -236,11 +225,11 @@ def test_a_full_tracker_has_room_again_when_leases_have_run_out(make_file, run_p
 @pytest.mark.spec("JN-7", "AP-3")
 @pytest.mark.fault(18)
 def test_peers_whose_lease_has_run_out_take_up_no_room(make_file, run_tracker):
-    """Three times 400 from one address, each when the leases before have run out: never more than a thousand."""
+    """Three times 400 from one address, each when the leases before have run out: never more than a thousand. One stays that came first."""
     port = run_tracker(make_file(1)[0], expire=1, extra=["--no-seed"]).port
     for first in (1001, 1401, 1801):
         eventually(lambda: not live(port), what="the end of all leases")  # by a Join: Peer List is of a later stage
-        joins = [join(f"127.0.0.1:{number}") for number in range(first, first + 400)]
+        joins = [join(f"127.0.0.1:{number}") for number in (9, *range(first, first + 400))]  # 9: live() joins with it, too
         eventually(lambda: all(answer.WhichOneof("type") == "peer_list" for answer in ask_all(port, joins)), what="room for 400 peers")
 
 
@@ -317,13 +306,23 @@ def test_a_peer_that_is_refused_tries_again(make_file, fake_tracker, run_peer, t
 @pytest.mark.parametrize("changes", [
     {"digests": lambda file: file.digests[:-32]}, {"digests": lambda file: file.digests[:-1]}, {"digests": lambda file: file.digests + bytes(32)},
     {"size": 0}, {"size": 2**60}, {"size": 2**64 - 1}, {"size": 2**60, "chunk_size": 2**60, "digests": bytes(32)},
-    {"chunk_size": 0}, {"chunk_size": 2**24 + 1, "digests": bytes(32)}, {"size": 16_385, "chunk_size": 1, "digests": bytes(32 * 16_385)},
+    {"chunk_size": 0}, {"size": 4, "chunk_size": 0}, {"chunk_size": 2**24 + 1, "digests": bytes(32)}, {"size": 16_385, "chunk_size": 1, "digests": bytes(32 * 16_385)},
 ], ids=["a_digest_less", "a_byte_less", "a_digest_more", "size_0", "size_2^60", "size_2^64-1", "one_chunk_of_2^60",
-        "chunk_size_0", "chunk_size_over_16_mib", "16385_chunks"])
+        "chunk_size_0", "chunk_size_0_and_digests_for_1", "chunk_size_over_16_mib", "16385_chunks"])
 def test_a_description_that_does_not_agree_is_refused_and_nothing_reserved(fake_tracker, tmp_path, changes):
     tracker = fake_tracker(b"", file=spoilt_description(**changes))
     one_line(finished(peer_command(tracker.port, tmp_path / "out", "--leave")), 4)
     assert not any(path.stat().st_size for path in tmp_path.iterdir())  # an empty OUT.part may be there
+
+
+@pytest.mark.fault(42)
+@pytest.mark.spec("FD-3", "CL-15")
+@pytest.mark.parametrize("size, chunk_size", [(16_384, 1), (2**24, 2**24), (0, CHUNK)], ids=["16384_chunks_of_a_byte", "one_chunk_of_16_mib", "no_bytes"])
+def test_a_description_that_goes_up_to_the_bounds_is_taken(make_file, fake_tracker, run_peer, tmp_path, size, chunk_size):
+    """It agrees and is over none of them, so there is nothing to refuse."""
+    tracker = fake_tracker(make_file(bytes(size))[1], chunk_size=chunk_size)
+    run_peer(tracker.port, tmp_path / "out.bin", extra=["--events", str(tmp_path / "peer.events")])
+    event_written(tmp_path / "peer.events", "joined")
 
 
 @pytest.mark.fault(42)

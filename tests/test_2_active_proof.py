@@ -6,8 +6,8 @@ import pytest
 
 import messages_pb2 as pb
 from checks import LEASE_MS, PROOFS, event_written, most_in_a_second, proves_every_third, refuses_what_is_no_address
-from harness import (CHUNK, Program, active_proof, ask, ask_all, connect, content_id, describe, eventually, framed, is_refused, join, listed,
-                     live, peer_list, program_environment, receive, silent, timely, tracker_command)
+from harness import (CHUNK, Program, active_proof, ask, ask_all, connect, content_id, describe, events_in, eventually, framed, is_refused, join,
+                     listed, live, peer_list, program_environment, receive, silent, timely, tracker_command)
 
 A, B = "127.0.0.1:5001", "127.0.0.1:5002"
 
@@ -94,8 +94,11 @@ def test_a_proof_of_a_peer_that_never_joined_here_lists_it(short_lease):
 def test_a_tracker_writes_who_was_listed_by_a_proof_and_who_has_expired(make_file, run_tracker, tmp_path):
     events = tmp_path / "tracker.events"
     port = run_tracker(make_file(1)[0], expire=1, extra=["--no-seed", "--events", str(events)]).port
+    ask(port, join(B))
+    ask(port, active_proof(B))  # it was listed before, by its Join
     ask(port, active_proof(A))
     event_written(events, "listed", peer=A)
+    assert {event["peer"] for event in events_in(events, "listed")} == {A}
     event_written(events, "expired", peer=A)
 
 

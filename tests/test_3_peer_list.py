@@ -61,19 +61,34 @@ def connections_to(port):
 
 @pytest.mark.spec("PL-3")
 @pytest.mark.fault(19)
-def test_a_peer_never_connects_to_itself(leeching):
+@pytest.mark.parametrize("seen", ["over_loopback", "elsewhere"])
+def test_a_peer_never_connects_to_itself(leeching, request, seen):
+    """It is listed where the tracker sees it, and told of itself."""
     earlier = []  # connections to whoever had this port before
 
     def more(address):
         port = int(address.rpartition(":")[2])
         earlier.append(connections_to(port) | connections_to(port))  # twice: a row may be passed over while the table changes
         return [address, address.replace("127.0.0.1", "127.0.0.2"), address.replace("127.0.0.1", "[::1]")]
-    tracker, _, _ = leeching(more=more)
+    tracker, _, _ = leeching(more=more, host="127.0.0.1" if seen == "over_loopback" else request.getfixturevalue("here"))
     port = int(tracker.joiner().rpartition(":")[2])
     tracker.wait_for("peer_list")  # a second later: whomever it was told of, it has dialled
     assert not connections_to(port) - earlier[0], "the peer connected to its own port"
     with connect(port):  # one that has ended may be forgotten at once by a machine that has many
         eventually(lambda: not connections_to(port) <= earlier[0], what="a connection, for a real one would have been seen")
+
+
+@pytest.mark.spec("PL-3", "SW-8")
+@pytest.mark.fault(19)
+def test_a_peer_with_the_same_port_at_another_address_is_another(leeching, fake_peer, here):
+    others = []
+
+    def more(address):
+        others.append(fake_peer(b"", host=here, port=int(address.rpartition(":")[2])))
+        return [others[0].address]
+    tracker, _, _ = leeching(more=more, extra=["--host", "127.0.0.1"])
+    tracker.joiner()
+    eventually(lambda: others[0].connections, what="a connection to the other peer")
 
 
 @pytest.mark.spec("PL-4")

@@ -80,7 +80,8 @@ def test_a_peer_says_that_it_is_complete_and_writes_what_it_has_sent_to_whom(mak
     with connect(tracker.joiner()) as sock:
         ask(sock, fetch_chunk(2 * CHUNK))
         host, port = sock.getsockname()
-        event_written(tmp_path / "peer.events", "sent", chunk=2 * CHUNK, bytes=1000, to=f"{host}:{port}")
+        event = event_written(tmp_path / "peer.events", "sent", chunk=2 * CHUNK, bytes=1000, to=f"{host}:{port}")
+        assert 0 <= event.get("seconds", 0) < 60
 
 
 @pytest.mark.spec("FC-4")
@@ -113,6 +114,27 @@ def test_a_peer_that_holds_nothing_refuses_every_chunk_and_keeps_the_connection(
             assert is_refused(ask(sock, fetch_chunk(chunk_id)), pb.NOT_HELD)
 
 
+@pytest.mark.spec("FC-5", "JN-8")
+def test_who_asks_a_peer_that_has_not_joined_yet_does_not_bring_it_down(make_file, fake_tracker, run_peer, tmp_path):
+    """It accepts connections, and does not know the file: it refuses the chunk, or answers when it has joined."""
+    out, data = make_file(SIZE, name="out.bin")
+    tracker, early = fake_tracker(data), []
+
+    def on_join(request, sock):
+        early.append(connect(int(request.listening_addr.rpartition(":")[2])))
+        early[0].sendall(framed(fetch_chunk(0)))
+        select.select(early, [], [], 0.5)
+        return tracker.on_join(request, sock)
+    tracker.answers["join"] = on_join
+    run_peer(tracker.port, out)
+    address = tracker.joiner()
+    with early[0]:
+        answer = receive(early[0])
+        assert answer.chunk == data[:CHUNK] or is_refused(answer, pb.NOT_HELD) or is_refused(answer, pb.NO_SUCH_CHUNK)
+        eventually(lambda: ask(early[0], fetch_chunk(0)).chunk == data[:CHUNK], what="chunk 0, once it knows the file")
+    assert len(held(address)) == 3
+
+
 def refuses(address, chunk_id):
     """Whether a peer says that it does not hold a chunk, or ends the connection before all of it has come."""
     try:
@@ -129,7 +151,7 @@ def test_a_complete_peer_does_not_send_bytes_that_were_changed(seeding, tmp_path
         file.seek(CHUNK + 100)
         file.write(b"changed")
     assert refuses(address, CHUNK)
-    assert ask(address, fetch_chunk(0)).chunk == data[:CHUNK]
+    assert [ask(address, fetch_chunk(chunk_id)).chunk for chunk_id in (0, 2 * CHUNK)] == split(data)[::2]
     os.truncate(tmp_path / "out.bin", 2 * CHUNK + 1)
     assert refuses(address, 2 * CHUNK)
 
@@ -168,17 +190,32 @@ def ask_and_stop_reading(address):
     return sock
 
 
+@pytest.mark.spec("FC-13")
+@pytest.mark.fault(34)
+def test_when_the_file_is_cut_short_while_a_chunk_is_sent_the_connection_ends(seed, tmp_path):
+    """Unless all of the chunk was read before."""
+    data = some_bytes(BIG)
+    with ask_and_stop_reading(seed(data, chunk_size=BIG)) as sock:
+        os.truncate(tmp_path / "out.bin", 0)
+        came = bytearray()
+        while len(came) < BIG + 5 and (more := sock.recv(1 << 20)):
+            came += more
+    begins = came.find(data[:1000])  # after the tag, and fields of its own
+    assert len(came) < 2000 or begins >= 0 and data.startswith(came[begins:begins + BIG]), "other bytes were sent than the chunk's"
+
+
 @pytest.mark.spec("FC-6")
 @pytest.mark.takes(1)
 def test_an_asker_is_told_busy_only_if_it_said_that_it_does_not_mind(seed):
     data = some_bytes(BIG)
     address = seed(data, chunk_size=BIG)
-    stalled = []
+    stalled, waiting = [], []
 
     def is_busy(hurried):
         """Whether it says BUSY, or lets an asker wait that does not mind to be told so."""
         hurried.sendall(framed(fetch_chunk(0, busy_ok=True)))
         if not select.select([hurried], [], [], 1 if stalled else patience(2 * SECONDS))[0]:
+            waiting.append(hurried)
             return True
         answer = receive(hurried)
         assert answer.chunk == data or is_refused(answer, pb.BUSY)
@@ -192,6 +229,7 @@ def test_an_asker_is_told_busy_only_if_it_said_that_it_does_not_mind(seed):
         for sock in stalled:
             sock.close()
         assert receive(patient).chunk == data  # its turn has come
+        assert all(receive(sock).WhichOneof("type") for sock in waiting), "one that waited has no answer"
         eventually(lambda: ask(address, fetch_chunk(0, busy_ok=True)).chunk == data, what="a free slot")
 
 

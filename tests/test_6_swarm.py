@@ -7,7 +7,7 @@ import time
 import pytest
 
 from checks import event_written, waits_idly
-from harness import SECONDS, after, ask, busy_until, eventually, fetch_chunk, held, join, peer_list, some_bytes, split
+from harness import KIB, SECONDS, after, ask, busy_until, eventually, fetch_chunk, held, join, peer_list, some_bytes, split
 import messages_pb2 as pb
 from messages_pb2 import Response
 
@@ -128,13 +128,39 @@ def test_the_rarest_chunk_is_asked_for_first(tracker, neighbor, run_peer, out, g
     assert second in (2 * CHUNK, 3 * CHUNK, 4 * CHUNK)
 
 
+@pytest.mark.spec("SW-1")
+def test_those_who_hold_a_chunk_are_counted_whoever_was_heard_last(tracker, neighbor, run_peer, out, gate):
+    """Two hold 0 and 1, three the others; one of the first is heard after two of the others. At any time one chunk may be under way at each."""
+    common = [neighbor(range(2, 9)), neighbor(range(2, 9))]
+    rare, rich = neighbor([0, 1]), neighbor()
+    for fake in (*common, rare):
+        fake.answers["fetch_chunk"] = busy_until(gate, fake)
+
+    def heard_after(fake, others):
+        fake.answers["chunks_query"] = lambda request, sock: all(other.wait_for("fetch_chunk") for other in others) and fake.on_chunks_query(request, sock)
+    heard_after(rare, common)
+    heard_after(rich, [rare])
+    run_peer(tracker.port, out, ["--leave"])
+    rich.wait_for("fetch_chunk")
+    gate.set()
+    assert rich.fetched()[0] in (0, CHUNK)
+
+
+@pytest.mark.spec("SW-1")
+def test_of_chunks_that_are_equally_rare_neither_the_first_nor_the_last_is_taken_each_time(tracker, neighbor, run_peer, out):
+    only = neighbor()
+    run_peer(tracker.port, out, ["--leave"]).ends_with(0)
+    order = list(dict.fromkeys(only.fetched()))
+    assert len(order) == 9 and order not in (sorted(order), sorted(order, reverse=True))  # one of 181,440 orders at random is such a one
+
+
 @pytest.mark.spec("SW-1", "SW-6")
 @pytest.mark.takes(3)
 def test_neighbors_that_are_gone_do_not_count_when_the_rarest_chunk_is_chosen(tracker, neighbor, run_peer, out, gate):
     """Three had chunk 6 and went. Of those that are there, one has all, and one all but chunk 6."""
     gone = [neighbor([6]) for _ in range(3)]
     for fake in gone:
-        fake.answers["fetch_chunk"] = lambda request, sock: BUSY
+        fake.answers["fetch_chunk"] = lambda request, sock: None  # closes
     other = neighbor([0, 1, 2, 3, 4, 5, 7, 8])
     other.answers["fetch_chunk"] = busy_until(gate, other)
     program = run_peer(tracker.port, out, ["--leave"])
@@ -226,7 +252,8 @@ def test_a_leecher_writes_what_it_has_fetched_of_whom_and_that_it_is_complete(tr
     run_peer(tracker.port, out, extra=["--events", str(tmp_path / "peer.events")])
     event_written(tmp_path / "peer.events", "fetched", chunk=8 * CHUNK, bytes=1000, of=all_of_it.address)
     event_written(tmp_path / "peer.events", "complete", bytes=len(DATA))
-    assert event_written(tmp_path / "peer.events", "fetched", chunk=0)["of"] in (half.address, all_of_it.address)
+    event = event_written(tmp_path / "peer.events", "fetched", chunk=0)
+    assert event["of"] in (half.address, all_of_it.address) and 0 <= event.get("seconds", 0) < 60
 
 
 @pytest.mark.spec("SW-3")
@@ -266,8 +293,13 @@ def test_a_peer_that_waits_does_not_compute(tracker, neighbor, run_peer, out, co
 
 
 @pytest.mark.spec("SW-5")
-def test_a_neighbor_that_dawdles_over_one_chunk_does_not_delay_the_end(tracker, neighbor, run_peer, out, gate):
+@pytest.mark.parametrize("wait", [0, 1.5], ids=["from_the_first", "later"])
+@pytest.mark.takes(1.5)
+def test_a_neighbor_that_dawdles_over_one_chunk_does_not_delay_the_end(tracker, neighbor, run_peer, out, gate, wait):
+    """Others have it, and are heard at once, or when it has been under way for a while."""
     dawdler, others = neighbor(), [neighbor(), neighbor()]
+    for fake in others:
+        fake.answers["chunks_query"] = lambda request, sock, fake=fake: (not wait or dawdler.wait_for("fetch_chunk") and not time.sleep(wait)) and fake.on_chunks_query(request, sock)
     dawdler.answers["fetch_chunk"] = after(gate, dawdler.on_fetch_chunk)
     for fake in others:
         fake.answers["fetch_chunk"] = lambda request, sock, fake=fake: dawdler.wait_for("fetch_chunk") and fake.on_fetch_chunk(request, sock)
@@ -277,6 +309,24 @@ def test_a_neighbor_that_dawdles_over_one_chunk_does_not_delay_the_end(tracker, 
     assert out.read_bytes() == DATA
     late = dawdler.fetched()[0]
     assert sum(fake.fetched().count(late) for fake in others) >= 1
+
+
+@pytest.mark.spec("SW-5", "FC-8")
+@pytest.mark.parametrize("others", [[0, 1, 2, 3], []], ids=["another_has_some", "another_has_nothing"])
+@pytest.mark.takes(2)
+def test_what_is_late_is_asked_of_nobody_who_has_not_listed_it(tracker, neighbor, run_peer, out, others):
+    """One neighbor alone has chunk 6, and pauses over it and over the last chunk but one."""
+    tracker.lease_ms = 300
+    alone, other = neighbor(), neighbor(others)
+
+    def pauses(request, sock):
+        if request.chunk_id == 6 * CHUNK or len({*alone.fetched(), *other.fetched()}) == 8:
+            time.sleep(1)
+        return alone.on_fetch_chunk(request, sock)
+    alone.answers["fetch_chunk"] = pauses
+    run_peer(tracker.port, out).wait_for("complete")
+    assert out.read_bytes() == DATA and set(other.fetched()) <= {index * CHUNK for index in others}
+    tracker.wait_for("active_proof", tracker.count("active_proof") + 2)  # it is in good health
 
 
 # SW-6: neighbors that go.
@@ -344,6 +394,49 @@ def test_a_new_seeder_is_used_within_about_a_second(tracker, neighbor, run_peer,
     began = time.monotonic()
     new.wait_for("fetch_chunk")
     assert new.times("fetch_chunk")[0] - began < 2.5, "one second, and time for a machine that is busy"
+    program.ends_with(0)
+    assert out.read_bytes() == DATA
+
+
+@pytest.mark.spec("SW-8")
+@pytest.mark.parametrize("giving, seconds", [(1, 2.5), pytest.param(5, 9, marks=[pytest.mark.slow, pytest.mark.takes(6)])], ids=["one_that_gives", "five_that_give"])
+@pytest.mark.takes(2)
+def test_a_new_seeder_is_used_though_others_give_chunks_meanwhile(fake_tracker, fake_peer, run_peer, out, giving, seconds):
+    """About a second later, or a few if there are five others: together they give a chunk each 0.2 s."""
+    data, link = some_bytes(60 * KIB), threading.Lock()
+    tracker = fake_tracker(data, chunk_size=KIB)
+
+    def another():
+        fake = fake_peer(data, chunk_size=KIB)
+        tracker.peers.append(fake.address)
+        return fake
+
+    def one_after_the_other(fake):
+        def answer(request, sock):
+            with link:
+                time.sleep(0.2)
+            return fake.on_fetch_chunk(request, sock)
+        return answer
+    for fake in [another() for _ in range(giving)]:
+        fake.answers["fetch_chunk"] = one_after_the_other(fake)
+    run_peer(tracker.port, out)
+    address = tracker.joiner()
+    eventually(lambda: len(held(address)) >= 2 * giving, what="some chunks of each")
+    tracker.wait_for("peer_list", tracker.count("peer_list") + (giving == 1))  # then the next list is as far away as it can be
+    new, began = another(), time.monotonic()
+    new.wait_for("fetch_chunk")
+    assert new.times("fetch_chunk")[0] - began < seconds, "and time for a machine that is busy"
+
+
+@pytest.mark.slow
+@pytest.mark.spec("SW-8", "PL-4")
+@pytest.mark.takes(4)
+def test_as_many_neighbors_as_there_may_be_that_have_nothing_keep_no_seeder_out(tracker, neighbor, run_peer, out):
+    useless = [neighbor([]) for _ in range(50)]
+    program = run_peer(tracker.port, out, ["--leave"])
+    eventually(lambda: any(fake.connections for fake in useless), what="a neighbor")
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # seconds, in which it has dialled as many as it wants
+    neighbor()
     program.ends_with(0)
     assert out.read_bytes() == DATA
 

@@ -290,6 +290,27 @@ def test_a_tracker_writes_who_joined_and_whose_lease_ran_out(make_file, run_trac
 
 
 @pytest.mark.slow
+@pytest.mark.spec("CL-14", "FC-14", "FC-6")
+@pytest.mark.takes(6)
+def test_a_chunk_that_takes_seconds_at_the_upload_limit_comes_whole_and_in_time(fake_tracker, run_peer, tmp_path):
+    """24 KiB at 4 KiB a second, for which an asker waits sixteen. The two that ask after the first may be told BUSY, or have their turn after it."""
+    data = some_bytes(48 * KIB)
+    (tmp_path / "out").write_bytes(data)
+    tracker = fake_tracker(data, chunk_size=24 * KIB)
+    run_peer(tracker.port, tmp_path / "out", ["--upload-limit", "4K"]).wait_for("^complete")
+    with harness.connect(tracker.joiner()) as first, harness.connect(tracker.joiner()) as second, harness.connect(tracker.joiner()) as third:
+        for sock in (first, second, third):
+            sock.sendall(harness.framed(fetch_chunk(24 * KIB, busy_ok=sock is not first)))
+            select.select([sock], [], [], 0.2)
+        first.settimeout(harness.patience(SECONDS))
+        assert harness.receive(first).chunk == data[24 * KIB:]
+        for sock in select.select([second, third], [], [], 0)[0]:
+            answer = harness.receive(sock)
+            assert answer.chunk == data[24 * KIB:] or harness.is_refused(answer, harness.BUSY)
+        assert sorted(held(tracker.joiner())) == [0, 24 * KIB]
+
+
+@pytest.mark.slow
 @pytest.mark.spec("CL-14")
 @pytest.mark.takes(6)
 def test_no_more_than_the_upload_limit_comes_to_all_askers_together(make_file, fake_tracker, run_peer, tmp_path):

@@ -15,8 +15,8 @@ import time
 import pytest
 
 from checks import most_in_a_second
-from harness import (KIB, SECONDS, NINE_CHUNKS as DATA, SMALL_CHUNK as CHUNK, after, ask, bad, busy_until, chunks_query, connect, eventually, finished, first, framed, held,
-                     is_closed, join, never, one_line, peer_command, peer_list, says_busy_ok, some_bytes, split, two_of_three_refused)
+from harness import (KIB, SECONDS, NINE_CHUNKS as DATA, SMALL_CHUNK as CHUNK, after, ask, bad, busy_until, chunks_query, connect, eventually, fetch_chunk, finished, first, framed, held,
+                     is_closed, join, never, one_line, peer_command, peer_list, receive_bytes, says_busy_ok, some_bytes, split, two_of_three_refused)
 import messages_pb2 as pb
 from messages_pb2 import Response
 
@@ -179,6 +179,29 @@ def test_neighbors_that_refuse_three_listed_chunks_in_a_row_are_banned(tracker, 
 
 @pytest.mark.fault(11)
 @pytest.mark.spec("FC-10")
+def test_after_three_refusals_in_a_row_a_neighbor_is_asked_for_nothing_more(neighbor, leecher):
+    """Unless the fourth request was sent before the third answer came, or comes on a second connection."""
+    liar, ahead = neighbor(), []
+
+    def refuse(request, sock):
+        if liar.count("fetch_chunk") == 3:
+            sock.settimeout(0.2)
+            try:
+                if b"\x2a" in sock.recv(4096, socket.MSG_PEEK):  # the tag of a Fetch Chunk
+                    ahead.append(request)
+            except TimeoutError:
+                pass
+            sock.settimeout(SECONDS)
+        return bad(pb.NOT_HELD)
+    liar.answers["fetch_chunk"] = refuse
+    leecher()
+    liar.wait_for("fetch_chunk", 3)
+    eventually(lambda: all_closed(liar), what="the end of all connections to the liar")
+    assert liar.count("fetch_chunk") == 3 or ahead or len(liar.connections) > 1
+
+
+@pytest.mark.fault(11)
+@pytest.mark.spec("FC-10")
 @pytest.mark.takes(1)
 def test_a_chunk_that_is_given_makes_good_for_two_that_were_refused(neighbor, leecher, out, gate):
     moody, other = neighbor(), neighbor()
@@ -264,13 +287,20 @@ def test_a_neighbor_that_is_silent_or_dribbles_is_given_up_in_the_time_that_an_a
 # Row 14: connections that say nothing, or half a word.
 
 
-@pytest.mark.fault(14)
-@pytest.mark.spec("WF-10", "WF-13", "CL-9")
-@pytest.mark.takes(3)
-def test_more_idle_connections_than_there_is_room_for_are_bounded_and_hold_up_neither_the_others_nor_the_end(tracker, run_peer, out):
+@pytest.fixture
+def room_for_sockets():
+    """As many descriptors as a crowd of connections needs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < 2048:
         resource.setrlimit(resource.RLIMIT_NOFILE, (2048 if hard < 0 else min(2048, hard), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.fault(14)
+@pytest.mark.spec("WF-10", "WF-13", "CL-9")
+@pytest.mark.takes(3)
+def test_more_idle_connections_than_there_is_room_for_are_bounded_and_hold_up_neither_the_others_nor_the_end(tracker, run_peer, out, room_for_sockets):
     program = run_peer(tracker.port, out)
     address = tracker.joiner()
     idle = []
@@ -287,7 +317,32 @@ def test_more_idle_connections_than_there_is_room_for_are_bounded_and_hold_up_ne
     finally:
         for sock in idle:
             sock.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.fault(14)
+@pytest.mark.spec("WF-13")
+@pytest.mark.takes(3)
+def test_who_is_being_sent_a_chunk_does_not_make_room_for_others(fake_tracker, run_peer, out, room_for_sockets):
+    """It is the oldest connection, of which 539 newer ones wait for a request."""
+    size = 16 << 20
+    data = some_bytes(size)
+    out.write_bytes(data)
+    tracker = fake_tracker(data, chunk_size=size)
+    run_peer(tracker.port, out)
+    address = tracker.joiner()
+    eventually(lambda: held(address), what="the peer's list of its chunk")
+    idle = []
+    try:
+        with connect(address) as busy:
+            busy.sendall(framed(fetch_chunk(0)))
+            head = receive_bytes(busy, 8)  # no more of it for now: it does not fit into the buffers between the two
+            for _ in range(539):
+                idle.append(connect(address))
+            eventually(lambda: any(is_closed(sock, 0.001) for sock in idle), what="room for those that are too many")
+            assert Response.FromString(receive_bytes(busy, int.from_bytes(head, "big"))).chunk == data
+    finally:
+        for sock in idle:
+            sock.close()
 
 
 # Row 15: everyone busy.
@@ -416,6 +471,24 @@ def test_a_neighbor_that_fails_is_dialled_again_but_not_at_once_again_and_again(
     assert times[2] - times[0] > 0.5, "the third time came at once"
     assert times[2] - times[0] < 7, "five seconds, and time for a machine that is busy"
     assert connections[2] <= 6, "twice in vain, then for good, over two connections perhaps"
+
+
+@pytest.mark.slow
+@pytest.mark.fault(19)
+@pytest.mark.spec("SW-6")
+@pytest.mark.takes(9)
+def test_the_pauses_before_a_neighbor_that_always_fails_is_dialled_again_grow(neighbor, leecher):
+    failing = neighbor()
+    failing.answers["chunks_query"] = lambda request, sock: None
+    leecher()
+
+    def pauses():
+        """Between one time and the next: two within 0.3 s are of one, over two connections."""
+        times = failing.times("chunks_query")
+        began = [at for before, at in zip([0, *times], times) if at - before > 0.3]
+        return [after - before for before, after in zip(began, began[1:])]
+    eventually(lambda: len(pauses()) >= 4, seconds=30, what="a fifth time")
+    assert sum(pauses()[2:4]) > 1.2 * sum(pauses()[:2]), pauses()
 
 
 # Row 20: proofs that are late or lost.
@@ -589,7 +662,8 @@ def test_the_last_chunk_is_asked_of_a_second_neighbor_when_the_first_is_slow_and
 
 @pytest.mark.fault(29)
 @pytest.mark.spec("CL-11")
-@pytest.mark.parametrize("left", [b"", bytes(len(DATA))], ids=["nothing_there", "out_part_of_full_size"])
+@pytest.mark.parametrize("left", [b"", bytes(len(DATA)), DATA[:CHUNK] + bytes(CHUNK) + DATA[2 * CHUNK:]],
+                         ids=["nothing_there", "out_part_of_full_size", "all_but_the_chunk_that_meets_the_limit"])
 def test_a_limit_on_the_size_of_files_ends_the_peer_with_one_line(tracker, neighbor, out, left):
     neighbor()
     part = out.with_name("out.bin.part")
