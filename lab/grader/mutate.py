@@ -54,7 +54,7 @@ PROGRAMS = ("peer.py", "tracker.py", "messages_pb2.py")
 SECONDS = 480     # for one call, so that it can be run in slices
 LIMIT = 40        # for one test
 LIMIT_ALL = 400   # for the tests of one change
-MEMORY = 3 << 30  # bytes of address space of each process
+MEMORY = 8 << 30  # bytes of address space of each process: five hundred threads reserve four of them for their stacks
 JOBS = 2 * (os.cpu_count() or 1)  # most of a test is waiting
 COLUMNS = ["stage", "function", "digest", "number", "kind", "before", "after", "outcome", "judgement"]
 
