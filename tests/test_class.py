@@ -89,7 +89,7 @@ def test_only_what_has_changed_is_graded_again(submissions, tmp_path):
     assert table(tmp_path / "marks") == first
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_run_that_was_killed_goes_on_where_it_was(ending, submissions, tmp_path, number):
     """One that never says its port holds the run up until it is killed."""
     marks = tmp_path / "marks"

@@ -464,7 +464,7 @@ def cannot_be_measured(output):
 
 
 @pytest.mark.timeout(4 * COMMAND_SECONDS)
-@pytest.mark.parametrize("page", [*PAGES[:-1], pytest.param(EXPERIMENT, marks=pytest.mark.long)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.long] if page in PAGES[-3:] else []) for page in PAGES], ids=lambda page: page.name)
 def test_commands_print_what_is_shown(page, copy):
     for _, content in page.of("console"):
         for command, expected in commands(content):

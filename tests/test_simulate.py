@@ -293,6 +293,7 @@ def test_a_peer_without_a_rule_is_peer_py_with_its_line_run_first(rule, tmp_path
     assert simulate.RULES[rule] in open(program).read()
 
 
+@pytest.mark.long
 def test_a_small_ablation_writes_what_it_measured(tmp_path):
     out = tmp_path / "ablation.json"
     ended = subprocess.run([sys.executable, os.path.join(ROOT, "lab", "ablation.py"), "--leechers", "2", "--chunks", "8", "--tau", "0.05", "--runs", "1",
@@ -304,6 +305,7 @@ def test_a_small_ablation_writes_what_it_measured(tmp_path):
     assert none["real_over_floor"] == pytest.approx(none["real_makespans_s"][0] / none["floor_s"], rel=0.01)
 
 
+@pytest.mark.long
 def test_a_small_ablation_on_links(tmp_path):
     command = ["lab/ablation.py", "--leechers", "2", "--chunks", "4", "--links", "up=20M,delay=5ms", "--runs", "1", "--simulated", "1", "--rule", "busy"]
     ended = subprocess.run([sys.executable, *command, "--out", str(tmp_path / "x.json")], cwd=ROOT, capture_output=True, text=True, timeout=100)

@@ -35,7 +35,7 @@ NO_READER = {"nobody_reads": '"$0" "$@" | true; exit ${PIPESTATUS[0]}', "no_room
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize("how", NO_READER)
-@pytest.mark.parametrize("tool", SAY_SOMETHING)
+@pytest.mark.parametrize("tool", [pytest.param(tool, marks=[pytest.mark.long] if tool in ("distribution", "grade") else []) for tool in SAY_SOMETHING])
 def test_a_stdout_that_takes_nothing_costs_at_most_one_line(tool, how, tmp_path):
     (tmp_path / "x.events").write_text('{"t": 1, "event": "fetched", "chunk": 0, "bytes": 10, "of": "127.0.0.1:1", "seconds": 0.5}\n')
     words = [word.format(folder=tmp_path, events=tmp_path / "x.events") for word in SAY_SOMETHING[tool]]
