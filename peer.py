@@ -930,14 +930,14 @@ class Peer:
     def arrived(self, neighbor, index, seconds):
         """A chunk is verified and on disk: count and offer it; was it the last? [FC-12, SW-2]"""
         chunk_id, length = index * self.file.chunk_size, self.file.length(index)
+        self.events("fetched", chunk=chunk_id, bytes=length, of=neighbor.name,
+                    seconds=round(seconds, 6))  # before it counts: the last one ends the program
         with self.lock:
             self.picker.arrived(index, seconds)
             self.order.append(chunk_id)
             self.received += length
             self.news.notify_all()
             complete = self.picker.complete()
-        self.events("fetched", chunk=chunk_id, bytes=length, of=neighbor.name,
-                    seconds=round(seconds, 6))
         if complete:
             self.completed()
 

@@ -664,6 +664,25 @@ def test_events_are_appended_to_those_of_an_earlier_run(fake_tracker, run_peer, 
     assert [event["event"] for event in events_in(events)] == 2 * ["start", "joined", "complete"]
 
 
+@pytest.mark.spec("CL-15")
+def test_no_event_is_lost_when_the_program_ends(fake_tracker, fake_peer, run_patched, tmp_path):
+    """One of the threads that verify is slow to write its event; meanwhile another one verifies the last chunk."""
+    slow = """
+import threading
+write, slow = peer.Events.__call__, []
+def slowly(self, event, **fields):
+    if event == "fetched" and threading.current_thread().name == "verify" and not slow:
+        slow.append(event)
+        time.sleep(1)
+    write(self, event, **fields)
+peer.Events.__call__ = slowly
+"""
+    data, events = harness.some_bytes(9 * 1000), tmp_path / "events"
+    tracker = fake_tracker(data, [fake_peer(data, chunk_size=1000).address], chunk_size=1000)
+    run_patched("peer", slow, [tracker.address, tmp_path / "out", "--leave", "--events", events]).ends_with(0)
+    assert sorted(event["chunk"] for event in events_in(events, "fetched")) == list(range(0, 9000, 1000))
+
+
 # The wall clock.
 
 
