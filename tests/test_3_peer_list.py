@@ -78,6 +78,7 @@ def test_a_peer_never_connects_to_itself(leeching, request, seen):
         eventually(lambda: not connections_to(port) <= earlier[0], what="a connection, for a real one would have been seen")
 
 
+@pytest.mark.ours
 @pytest.mark.spec("PL-3", "SW-8")
 @pytest.mark.fault(19)
 def test_a_peer_with_the_same_port_at_another_address_is_another(leeching, fake_peer, here):

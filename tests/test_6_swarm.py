@@ -428,6 +428,7 @@ def test_a_new_seeder_is_used_though_others_give_chunks_meanwhile(fake_tracker, 
     assert new.times("fetch_chunk")[0] - began < seconds, "and time for a machine that is busy"
 
 
+@pytest.mark.ours
 @pytest.mark.slow
 @pytest.mark.spec("SW-8", "PL-4")
 @pytest.mark.takes(4)
