@@ -290,7 +290,7 @@ def test_a_tracker_writes_who_joined_and_whose_lease_ran_out(make_file, run_trac
 
 
 @pytest.mark.slow
-@pytest.mark.spec("CL-14", "FC-14", "FC-6")
+@pytest.mark.spec("CL-14")
 @pytest.mark.takes(6)
 def test_a_chunk_that_takes_seconds_at_the_upload_limit_comes_whole_and_in_time(fake_tracker, run_peer, tmp_path):
     """24 KiB at 4 KiB a second, for which an asker waits sixteen. The two that ask after the first may be told BUSY, or have their turn after it."""
