@@ -99,9 +99,10 @@ def test_wrong_chunks_are_thrown_away_their_neighbors_banned_and_the_chunks_fetc
         "one byte long": lambda chunk: chunk + b"x",
         "no bytes": lambda chunk: b"",  # `2a 00`: a chunk nevertheless
         "another chunk": lambda chunk: chunks[5] if chunk != chunks[5] else chunks[0],
+        "a longer one for the last": lambda chunk: chunks[5],  # which is short, and an answer may be 64 KiB more
         "zeros": lambda chunk: bytes(len(chunk)),
     }
-    liars = {name: neighbor() for name in wrong}
+    liars = {name: neighbor([8]) if "last" in name else neighbor() for name in wrong}
     for name, liar in liars.items():
         liar.answers["fetch_chunk"] = lambda request, sock, change=wrong[name]: Response(chunk=change(chunks[request.chunk_id // CHUNK]))
     program = leecher()

@@ -293,7 +293,7 @@ async function fetchChunk(contact, index) {
   underWay.set(index, exchange);
   exchange.count++;
   const request = bytes(FETCH_CHUNK, number(1, idOf(index)), number(8, 1)); // busy_ok
-  const answer = await ask(contact, () => request, lengthOf(index) + 1024)
+  const answer = await ask(contact, () => request, lengthOf(index) + 65_536)
     .finally(() => { if (--exchange.count === 0) underWay.delete(index); });
   const bad = partOf(answer, BAD), retry = numberOf(bad, 10) || 250, chunk = bytesOf(answer, CHUNK); // [FC-7]
   if (numberOf(bad, 8) === BUSY) return sleep(Math.min(1000, Math.max(75, retry)) * (0.7 + 0.6 * Math.random()));
