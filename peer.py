@@ -669,7 +669,7 @@ class Peer:
             raise Fatal(EXIT_CONTENT, f"the tracker now has another file: {reason}")
 
     def refresh(self):
-        """Ask for the peer list, unless it did lately and there is enough [PL-5, SW-8]."""
+        """Ask for the peer list, unless it is recent and enough neighbors give [PL-5, SW-8]."""
         now = time.monotonic()
         with self.lock:
             if self.picker.complete():
@@ -700,8 +700,7 @@ class Peer:
     def is_self(self, address):
         """Whether (host, port) is this peer, as the tracker sees it, or over loopback [PL-3]."""
         host, port = address
-        same = host == self.own_ip or is_loopback(host) and is_loopback(self.own_ip)
-        return same and port == self.server.port
+        return port == self.server.port and (host == self.own_ip or is_loopback(host))
 
     def dial(self):
         """Begin with as many neighbors as there is room for; if none is of use, let one go."""
@@ -805,7 +804,7 @@ class Peer:
             return 1
         if len(self.picker.under_way) * self.file.chunk_size >= RECEIVE_MEMORY:
             askers = self.picker.under_way.values()
-            return 1 - any(neighbor.address in each for each in askers)  # or verified first
+            return 1 - any(neighbor.address in each for each in askers)  # none before that came
         alone = self.picker.useful() == [neighbor.address]  # one comes while one is verified
         return 1 + alone + requests_ahead(neighbor.rate, link.round_trip, self.file.chunk_size)
 
@@ -983,8 +982,8 @@ class Peer:
         self.events("neighbor_dropped", neighbor=neighbor.name, banned=banned, reason=reason)
 
     def ban(self, neighbor, reason):
-        """Never ask this address again: it lied [FC-9, FC-10]. Called from any thread. That of the
-        neighbor may have ended, and another have dialled anew."""
+        """Never ask this address again: it lied [FC-9, FC-10]. Called from any thread, perhaps when
+        the neighbor's own has ended and another has dialled the address anew."""
         with self.changed:
             again = neighbor.address in self.contacts.bans
             self.contacts.ban(neighbor.address)

@@ -69,7 +69,7 @@ def test_a_peer_never_connects_to_itself(leeching, request, seen):
     def more(address):
         port = int(address.rpartition(":")[2])
         earlier.append(connections_to(port) | connections_to(port))  # twice: a row may be passed over while the table changes
-        return [address, address.replace("127.0.0.1", "127.0.0.2"), address.replace("127.0.0.1", "[::1]")]
+        return [address, f"127.0.0.1:{port}", f"127.0.0.2:{port}", f"[::1]:{port}"]
     tracker, _, _ = leeching(more=more, host="127.0.0.1" if seen == "over_loopback" else request.getfixturevalue("here"))
     port = int(tracker.joiner().rpartition(":")[2])
     tracker.wait_for("peer_list")  # a second later: whomever it was told of, it has dialled
