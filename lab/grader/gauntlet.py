@@ -154,14 +154,20 @@ def verdict_on_reference(number):
 # All of them.
 
 
-def parse_arguments():
-    parser = ending.Arguments(prog="gauntlet.py", description="Grade the grader with wrong programs.", allow_abbrev=False)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only these, with their reports (default: all, and the reference)")
+def arguments(prog, description, limit):
+    """A parser with the options that the gauntlet and the variants share."""
+    parser = ending.Arguments(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these, with their reports (default: all)")
     parser.add_argument("--list", action="store_true", help="show what there is, and run nothing")
     parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="gradings at a time (default: %(default)s)")
-    parser.add_argument("--limit", type=float, default=LIMIT, metavar="S", help="seconds for all (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=limit, metavar="S", help="seconds for all (default: %(default)s)")
+    return parser
+
+
+def parse(parser, entries):
+    """The arguments; each name must be that of an entry."""
     args = parser.parse_args()
-    unknown = sorted(set(args.names) - {mutant.name for mutant in MUTANTS})
+    unknown = sorted(set(args.names) - {entry.name for entry in entries})
     if unknown:
         parser.error(f"expected names that --list shows, got {', '.join(unknown)}")
     return args
@@ -196,8 +202,19 @@ def show(verdict, with_report):
         print(f"\n{verdict.report}\n", flush=True)
 
 
+def conclude(verdicts, seconds, with_reports):
+    """Show what is to be mended and the count; the exit code."""
+    bad = [verdict for verdict in verdicts if not verdict.caught]
+    if bad:
+        print("\nTo mend:")
+        for verdict in bad:
+            show(verdict, with_reports)
+    print(f"{len(verdicts) - len(bad)} of {len(verdicts)} as they should be, in {seconds:.0f} s")
+    return 1 if bad else 0
+
+
 def main():
-    args = parse_arguments()
+    args = parse(arguments("gauntlet.py", "Grade the grader with wrong programs.", LIMIT), MUTANTS)
     chosen = [mutant for mutant in MUTANTS if mutant.name in args.names or not args.names]
     if args.list:
         for mutant in chosen:
@@ -210,13 +227,7 @@ def main():
     tasks += [(mutant.name, verdict_on, mutant) for mutant in chosen]
     pace.share(START)
     verdicts = run_all(tasks, args.jobs, args.limit, lambda verdict: show(verdict, bool(args.names)))
-    bad = [verdict for verdict in verdicts if not verdict.caught]
-    if bad:
-        print("\nTo mend:")
-        for verdict in bad:
-            show(verdict, not args.names)
-    print(f"{len(verdicts) - len(bad)} of {len(verdicts)} as they should be, in {time.monotonic() - began:.0f} s")
-    return 1 if bad else 0
+    return conclude(verdicts, time.monotonic() - began, not args.names)
 
 
 if __name__ == "__main__":

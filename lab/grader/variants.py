@@ -404,22 +404,10 @@ def together(group_and_stage):
 # All of them.
 
 
-def parse_arguments():
-    parser = ending.Arguments(prog="variants.py", description="Grade the grader with programs that are right.", allow_abbrev=False)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only these, each alone (default: all, and the groups)")
-    parser.add_argument("--together", action="store_true", help="only the groups, each as one program")
-    parser.add_argument("--list", action="store_true", help="show what there is, and run nothing")
-    parser.add_argument("--jobs", type=int, default=gauntlet.JOBS, metavar="N", help="gradings at a time (default: %(default)s)")
-    parser.add_argument("--limit", type=float, default=LIMIT, metavar="S", help="seconds for all (default: %(default)s)")
-    args = parser.parse_args()
-    unknown = sorted(set(args.names) - {variant.name for variant in VARIANTS})
-    if unknown:
-        parser.error(f"expected names that --list shows, got {', '.join(unknown)}")
-    return args
-
-
 def main():
-    args = parse_arguments()
+    parser = gauntlet.arguments("variants.py", "Grade the grader with programs that are right.", LIMIT)
+    parser.add_argument("--together", action="store_true", help="only the groups, each as one program")
+    args = gauntlet.parse(parser, VARIANTS)
     chosen = [variant for variant in VARIANTS if variant.name in args.names or not args.names and not args.together]
     if args.list:
         for variant in chosen:
@@ -431,13 +419,7 @@ def main():
     tasks = [] if args.names else [(f"group {group}, stage {number}", together, (group, number)) for number in reversed(ALL) for group in GROUPS]
     tasks += [(variant.name, alone, variant) for variant in chosen]
     verdicts = gauntlet.run_all(tasks, args.jobs, args.limit, lambda verdict: gauntlet.show(verdict, bool(args.names)))
-    bad = [verdict for verdict in verdicts if not verdict.caught]
-    if bad:
-        print("\nTo mend:")
-        for verdict in bad:
-            gauntlet.show(verdict, not args.names)
-    print(f"{len(verdicts) - len(bad)} of {len(verdicts)} as they should be, in {time.monotonic() - began:.0f} s")
-    return 1 if bad else 0
+    return gauntlet.conclude(verdicts, time.monotonic() - began, not args.names)
 
 
 if __name__ == "__main__":
