@@ -80,12 +80,13 @@ class Connection {
       if (got || socket.readableEnded || socket.destroyed) throw socket.errored ?? new ProtocolError('it was closed');
     }
   }
-  async frame(most, idle, whole) { // bytes; ms until its first byte, and from there [WF-9]
+  async frame(most, idle, timeOf) { // bytes; ms until its first byte, and from there, for its length [WF-9]
     this.limit(idle);
-    const first = await this.receive(1);
-    this.limit(whole);
+    const first = await this.receive(1), began = now();
+    this.limit(FRAME_MS);
     const length = Buffer.concat([first, await this.receive(7)]).readBigUInt64BE(); // 64 bits need a BigInt
     if (length > most) throw new ProtocolError(`expected a frame of at most ${most} bytes, got ${length}`);
+    this.limit(began + timeOf(Number(length)) - now());
     return this.receive(Number(length)).finally(() => clearTimeout(this.timer));
   }
   async send(message) { // in pieces, so that one who stops reading is noticed [FC-14]
@@ -103,7 +104,7 @@ async function ask(other, request, limit = MAX_ANSWER) {
   other.connection = undefined; // nobody else may use it meanwhile
   try {
     await connection.send(request(connection)); // which waits until it is connected
-    const answer = decode(await connection.frame(limit, FRAME_MS, timeFor(limit)));
+    const answer = decode(await connection.frame(limit, FRAME_MS, timeFor));
     other.connection = connection;
     return answer;
   } catch (error) {
@@ -122,7 +123,7 @@ function listen(handlers, port) {
     try {
       for (;; waiting.delete(connection)) { // so that it comes to be the last
         waiting.add(connection);
-        const request = decode(await connection.frame(MAX_REQUEST, IDLE_MS, FRAME_MS)), { type } = request;
+        const request = decode(await connection.frame(MAX_REQUEST, IDLE_MS, () => FRAME_MS)), { type } = request;
         if (type === FETCH_CHUNK) waiting.delete(connection); // who waits for news may have to make room, too
         const refused = type ? refusal(WRONG_ROLE, 'expected another role') : refusal(NO_TYPE, 'expected a known type');
         const response = handlers[type] ? await handlers[type](partOf(request, type), connection) : refused;
