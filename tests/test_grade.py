@@ -10,9 +10,11 @@ import stat
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
+import grade
 import harness
 import processes
 import starter
@@ -474,6 +476,14 @@ def test_a_slow_machine_gets_more_patience_and_time_and_fewer_tests_at_a_time():
 def test_a_wait_that_is_to_end_before_ten_seconds_stays_below_them(monkeypatch, power, expected):
     monkeypatch.setattr(harness, "pace", Pace(power))
     assert [harness.patience(seconds) for seconds in (0.05, 1, 3, 7, 10, 20)] == expected
+
+
+@pytest.mark.parametrize("asked, earned", [(None, grade.EARNED), (30, 0)], ids=["as_usual", "with_a_limit_asked_for"])
+def test_a_test_that_passes_adds_to_the_time_for_all_and_one_that_fails_does_not(asked, earned):
+    run, worker = types.SimpleNamespace(asked_limit=asked, limit=30, tests={"x": {}}), grade.Worker(None)
+    for outcome in ("passed", "failed"):
+        worker.take({"end": "x", "outcome": outcome, "failure": None, "seconds": 1, "late": False, "stalled": 0}, run)
+    assert run.limit == 30 + earned
 
 
 def test_what_time_did_not_suffice_for_is_not_tried_and_has_no_verdict(tmp_path):

@@ -24,7 +24,8 @@ It is the workers' supervisor and runs no test itself: whatever happens below, a
 was started is ended, results.json is written and the report is printed. A results.json with score 0 is
 there from the first moment. What is bounded, and by what:
 
-    time                  LIMIT seconds for all; in each test the waits of tests/harness.py, and TEST_SECONDS of lab/grader/verdict.py
+    time                  LIMIT seconds for all, and EARNED for each test that passes; in each the waits of
+                          tests/harness.py, and TEST_SECONDS of lab/grader/verdict.py
     output of a program   read to its end, kept up to a bound, and slowed beyond it (tests/harness.py)
     one file              lab/grader/verdict.py, by RLIMIT_FSIZE
     all files             DISK bytes and FILES in the folders of the run and of the submission, looked at each second
@@ -64,6 +65,7 @@ from pace import Pace  # noqa: E402
 from stages import STAGES  # noqa: E402
 
 LIMIT = 48         # seconds for the tests on two cores; ending everything and writing take some of the minute that it may last
+EARNED = 0.2       # seconds that each test which passes adds: a right program on a busy machine has its verdict, later
 THOROUGH_LIMIT = 220  # with --thorough
 PROBE_LIMIT = 40   # seconds for finding out how fast machine and programs are
 STALLED = 0.5      # seconds for which a machine stood still, when a test that failed meanwhile is run once more
@@ -431,6 +433,8 @@ class Worker:
         elif "end" in told:
             self.running = None
             run.tests[told["end"]].update({name: told[name] for name in ("outcome", "failure", "seconds", "late", "stalled")})
+            if told["outcome"] == "passed" and not run.asked_limit:
+                run.limit += EARNED
 
 
 CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # what can change a terminal, or break JSON's readers
