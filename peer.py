@@ -391,12 +391,11 @@ class Picker:
         self.holds[neighbor] = self.holds.get(neighbor, 0) & ~bits
 
     def choose(self, neighbor, now, proposed=None):
-        """The chunk to ask of this neighbor next, noted as under way; None if there is none. One
-        that the neighbor proposed goes first, if it is wanted and nobody is asked for it."""
-        wanted = self.wanted(neighbor)
-        index, free = proposed, wanted & ~bits_of(self.under_way)
-        if index is None or not free >> index & 1:
-            index = rarest_first(free, self.holds.values(), self.count, self.rng)
+        """The chunk to ask of this neighbor next, noted as under way; None if there is none. If the
+        neighbor proposed one, it is that one or none [FC-7]."""
+        wanted = self.wanted(neighbor) & (self.all if proposed is None else 1 << proposed)
+        free = wanted & ~bits_of(self.under_way)
+        index = rarest_first(free, self.holds.values(), self.count, self.rng)
         if index is None:
             index = self.late(neighbor, wanted, now)
         if index is not None:
@@ -506,7 +505,7 @@ class Neighbor:
         self.heard_at = 0.0               # when it did so last
         self.waits = False                # the last query let it wait for news
         self.rest_until = 0.0             # nothing new is asked before: BUSY, or it cannot wait
-        self.proposed = None              # index of the chunk that it named with BUSY
+        self.proposed = None              # index that it named with BUSY: asked without a rest
         self.busy = 0                     # how often in a row it said BUSY
         self.broken = 0                   # promises broken in a row [FC-10]
         self.rate = 0.0                   # bytes per second, a moving average
@@ -786,7 +785,7 @@ class Peer:
         if not neighbor.heard_at or link.answers and not neighbor.heard:
             return chosen  # no list yet, ever or on this connection: it comes first [CQ-4]
         with self.lock:
-            while (now >= neighbor.rest_until
+            while ((now >= neighbor.rest_until or neighbor.proposed is not None)
                    and neighbor.chunks_asked() < self.ahead(neighbor, link)):
                 index = self.picker.choose(neighbor.address, now, neighbor.proposed)
                 neighbor.proposed = None
@@ -880,9 +879,8 @@ class Peer:
             neighbor.busy += 1
             if answer.instead and neighbor.busy % 2:  # not twice in a row, or it would never end
                 neighbor.proposed = self.file.index(answer.instead[0])
-            else:
-                pause = busy_pause(answer.retry_ms / 1000, neighbor.busy, random)
-                neighbor.rest_until = time.monotonic() + pause
+            pause = busy_pause(answer.retry_ms / 1000, neighbor.busy, random)
+            neighbor.rest_until = time.monotonic() + pause
             return
         with self.lock:
             self.picker.withdraw(neighbor.address, 1 << index)
@@ -896,7 +894,7 @@ class Peer:
         now, known = time.monotonic(), neighbor.rate
         rate = self.file.length(index) / max(now - max(began, neighbor.took_at), 1e-6)
         neighbor.rate += (rate - known) / 4 if known else rate
-        neighbor.took_at, neighbor.busy, neighbor.broken = now, 0, 0
+        neighbor.took_at, neighbor.rest_until, neighbor.busy, neighbor.broken = now, now, 0, 0
         if known and neighbor.chunks_asked():
             self.arrivals.put((neighbor, index, chunk, began))
         else:  # nothing is on its way; or it is a stranger's first, to be checked before the next

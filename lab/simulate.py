@@ -196,11 +196,13 @@ class Simulation:
             return
         picker, number = lane.asker.picker, lane.other.number
         self.hear(lane)
-        index, lane.instead = picker.choose(number, self.now, lane.instead), None
-        if index is None:
-            self.wait(lane)
-        else:
+        index, proposed, lane.instead = picker.choose(number, self.now, lane.instead), lane.instead, None
+        if index is not None:
             self.asked(lane, index)
+        elif proposed is not None:
+            self.rest(lane, lane.other.seconds * lane.other.turned_away)
+        else:
+            self.wait(lane)
 
     def hear(self, lane):
         """Chunks Query: what is new since the last one."""
@@ -363,7 +365,7 @@ class OnLinks(Simulation):
     def ask_for_chunks(self, lane):
         """Peer.choose."""
         picker, number = lane.asker.picker, lane.other.number
-        while lane.heard and self.now >= lane.rest_until and lane.chunks_asked() < self.ahead(lane):
+        while lane.heard and (self.now >= lane.rest_until or lane.instead is not None) and lane.chunks_asked() < self.ahead(lane):
             index, lane.instead = picker.choose(number, self.now, lane.instead), None
             if index is None:
                 break
@@ -467,8 +469,7 @@ class OnLinks(Simulation):
         lane.busy += 1
         if instead is not None and lane.busy % 2:
             lane.instead = instead
-        else:
-            lane.rest_until = self.now + peer.busy_pause(seconds, lane.busy, picker.rng)
+        lane.rest_until = self.now + peer.busy_pause(seconds, lane.busy, picker.rng)
 
     def next_request(self, lane):
         lane.served.popleft()
@@ -500,7 +501,7 @@ class OnLinks(Simulation):
         asker = lane.asker
         rate = self.chunk_size / max(self.now - max(since, lane.took_at), 1e-6)
         lane.rate += (rate - lane.rate) / 4 if lane.rate else rate
-        lane.took_at, lane.busy = self.now, 0
+        lane.took_at, lane.rest_until, lane.busy = self.now, self.now, 0
         asker.picker.release(lane.other.number, index)
         if asker.picker.arrived(index, self.now - since):
             self.holds_more(asker)

@@ -480,18 +480,20 @@ def test_a_neighbor_that_always_names_another_chunk_is_not_asked_without_end(mak
 
 @pytest.mark.spec("FC-7", "FC-8")
 @pytest.mark.takes(1)
-def test_a_chunk_that_a_busy_neighbor_names_and_has_not_listed_is_not_asked_of_it(make_file, fake_peer, fetch):
+def test_a_chunk_that_a_busy_neighbor_names_and_has_not_listed_is_not_asked_of_it_nor_any_other_at_once(make_file, fake_peer, fetch):
     _, data = make_file(6 * CHUNK)
     neighbor = fake_peer(data, held=[0, 1, 3, 4])
 
     def names_another(request, sock):
         if neighbor.count("fetch_chunk") > 6 or not request.busy_ok:
             return neighbor.on_fetch_chunk(request, sock)
-        return pb.Response(bad=pb.Response.Bad(code=pb.BUSY, reason="by the test", instead=[2 * CHUNK]))
+        return pb.Response(bad=pb.Response.Bad(code=pb.BUSY, reason="by the test", retry_ms=200, instead=[2 * CHUNK]))
     neighbor.answers["fetch_chunk"] = names_another
     _, address, _ = fetch(data, neighbor)
     eventually(lambda: len(ids(address)) == 4, what="the chunks that there are")
     assert set(neighbor.fetched()) == {0, CHUNK, 3 * CHUNK, 4 * CHUNK}
+    times = neighbor.times("fetch_chunk")[:7]
+    assert not says_busy_ok(neighbor) or min(after - before for before, after in zip(times, times[1:])) > 0.1, "no pause of about 200 ms"
 
 
 @pytest.mark.spec("FC-15", "WF-4")

@@ -728,11 +728,13 @@ def test_as_many_requests_are_ahead_as_two_round_trips_hold(rate, round_trip, ah
     assert peer.requests_ahead(rate, round_trip, 262_144) == ahead
 
 
-def test_a_chunk_that_the_neighbor_proposed_is_taken_if_it_is_wanted_and_free():
+@pytest.mark.spec("FC-7")
+def test_of_a_neighbor_that_proposed_a_chunk_only_this_one_is_taken_and_only_if_it_is_wanted_and_free():
     picker = peer.Picker(4, held=bits(0))
     picker.add("a", bits(0, 1, 2))
     assert picker.choose("a", 1.0, 2) == 2 and list(picker.under_way) == [2]
-    assert picker.choose("a", 1.0, 2) == 1, "it is under way"
+    assert picker.choose("a", 1.0, 2) is None, "it is under way, and any other waits for the end of the pause"
+    assert picker.choose("a", 1.0) == 1
     assert picker.choose("a", 1.0, 0) is None, "it is held"
     assert picker.choose("a", 1.0, 3) is None, "it was not listed"
 

@@ -553,7 +553,7 @@ def test_on_half_a_core_the_reference_loses_no_points(measuring, tmp_path):
         spinning.kill()
         spinning.wait()
     content = json.loads(results.read_text())
-    assert content["score"] == content["extra_data"]["max_score"] > 20 and content["extra_data"]["power"] < 1.2, content["output"]
+    assert content["score"] == content["extra_data"]["max_score"] > 20, content["output"]
 
 
 # Wrong usage.
