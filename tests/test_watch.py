@@ -209,6 +209,16 @@ def test_a_real_swarm_is_watched_to_its_end(run_tracker, run_peer, make_file, tm
     assert [row["state"] for row in told["rows"]] == ["6 of 6  complete"] * 2
 
 
+def test_told_to_wait_for_two_it_ends_when_two_have_been_complete(fake_tracker, fake_peer, ending):
+    data = some_bytes(3 * CHUNK)
+    seeder, leaving = fake_peer(data), fake_peer(data, held=[0])
+    tracker = fake_tracker(data, peers=[seeder.address, leaving.address])
+    program = ending(Program([sys.executable, "lab/tools/watch.py", f"127.0.0.1:{tracker.port}", "--until", "2", "--every", "0.05"]))
+    program.wait_for("^2 peers, 1 complete")
+    leaving.held[:] = [0, 1, 2]
+    program.ends_with(0)
+
+
 @pytest.mark.parametrize("term, over", [("xterm", True), ("dumb", False), ("", False)])
 def test_a_map_is_drawn_over_the_last_one_where_the_terminal_can(fake_tracker, fake_peer, ending, term, over):
     data = some_bytes(3 * CHUNK)

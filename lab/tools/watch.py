@@ -4,6 +4,7 @@
     .venv/bin/python lab/tools/watch.py TRACKER:PORT           in the terminal, until Ctrl-C
     .venv/bin/python lab/tools/watch.py TRACKER:PORT --web     in a browser too; it prints where
     .venv/bin/python lab/tools/watch.py TRACKER:PORT --once    one map, when everybody has answered, and the end
+    .venv/bin/python lab/tools/watch.py TRACKER:PORT --until 9 until nine peers are complete, its seeder among them
 
 It speaks two requests of the five: Peer List with the tracker, Chunks Query with each peer, and asks
 only for what is new (CQ-3). It never joins, so nobody is told that it is there, and any
@@ -129,6 +130,7 @@ class Watch:
         self.tracker, self.every = tracker, every
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)  # announces: something was answered, or was not
+        self.complete = set()  # addresses of peers that were complete, though they may have left; the main thread
         # guarded by lock:
         self.rows = {}        # address -> Row
         self.passed_over = 0  # listed, but beyond MAX_ROWS
@@ -230,6 +232,12 @@ class Watch:
             passed_over, trouble = self.passed_over, self.trouble
         size, ids = chunk_ids(one.held for one in peers)
         return Swarm(peers, ids, size, passed_over, trouble)
+
+    def complete_peers(self):
+        """How many peers are complete, or were when this was asked before."""
+        swarm = self.now()
+        self.complete.update(one.address for one in swarm.peers if swarm.complete(one))
+        return len(self.complete)
 
 
 # The map as text.
@@ -375,6 +383,7 @@ def parse_arguments(argv=None):
     parser = peer.Arguments(prog="watch.py", description="A live map of a swarm: rows are peers, columns are chunks. It watches and takes no part.")
     parser.add_argument("tracker", type=peer.tracker_address, metavar="TRACKER:PORT", help="where the swarm's tracker listens")
     parser.add_argument("--once", action="store_true", help="show one map, when everybody has answered or had time to, and end")
+    parser.add_argument("--until", type=int, default=float("inf"), metavar="N", help="end when N peers are or were complete; a tracker's seeder is one of them")
     parser.add_argument("--web", type=peer.port_number, nargs="?", const=0, metavar="PORT", help="also serve the map to browsers of this machine")
     parser.add_argument("--every", type=peer.seconds_above_zero, default=EVERY_SECONDS, metavar="S",
                         help="seconds between two questions to each peer (default: %(default)s)")
@@ -447,10 +456,12 @@ def run():
     again = False
     while not screen.quiet:
         show(watch, screen, glyphs, again)
-        if args.once:
+        if args.once or watch.complete_peers() >= args.until:
             break
         again = True
-        time.sleep(args.every if screen.terminal else PLAIN_SECONDS)
+        next_map = time.monotonic() + (0 if screen.terminal else PLAIN_SECONDS)
+        while time.sleep(args.every) or time.monotonic() < next_map and watch.complete_peers() < args.until:
+            pass  # who leaves as soon as it is complete is to be seen all the same
     return peer.EXIT_COMPLETE
 
 
