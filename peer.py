@@ -50,6 +50,7 @@ import json
 import os
 import queue
 import random
+import re
 import select
 import shutil
 import signal
@@ -633,7 +634,8 @@ class Peer:
             self.tracker_at = None
             link.send(request)
             response = parse(Response, link.receive(MAX_ANSWER))
-            self.tracker_at = link.sock.getpeername()[:2]
+            numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV  # with the zone, as in %eth0
+            self.tracker_at = socket.getnameinfo(link.sock.getpeername(), numeric)
             self.own_ip = plain_ip(link.sock.getsockname()[0])
         return response
 
@@ -686,15 +688,17 @@ class Peer:
         return self.dial()
 
     def merge(self, addresses):
-        """Remember whom the tracker lists, but not ourselves; of a long list, a part [PL-3]."""
+        """Remember whom the tracker lists, but not ourselves; of a long list, a part [PL-3]. Their
+        link-local addresses are of the link on which the tracker was reached."""
+        zone = "".join((self.tracker_at or self.tracker)[0].partition("%")[1:])
         found = []
         for text in random.sample(list(addresses), min(len(addresses), 2 * MAX_CONTACTS)):
             with contextlib.suppress(ValueError):  # not an address: nothing to dial
                 found.append(parse_ip_address(text))
         with self.lock:
-            for address in found:
-                if not self.is_self(address):
-                    self.contacts.add(address)
+            for host, port in found:
+                if not self.is_self((host, port)):
+                    self.contacts.add((host + zone * host.startswith("fe80:"), port))
 
     def is_self(self, address):
         """Whether (host, port) is this peer, as the tracker sees it, or over loopback [PL-3]."""
@@ -1037,14 +1041,12 @@ def listen_on(host, port):
         family, *_, address = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM,
                                                  flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address, family=family, backlog=BACKLOG)
-    except (socket.gaierror, UnicodeError) as error:  # the second: no name at all, such as a..b
-        raise Fatal(EXIT_PORT, f"cannot listen on {show_name(host)}: {error};"
-                    " give an address of this machine with --host") from None
-    except OSError as error:
-        remedy = ("give an address of this machine with --host"
-                  if error.errno == errno.EADDRNOTAVAIL else "choose another with --port")
-        raise Fatal(EXIT_PORT, f"cannot listen on port {port}: {os.strerror(error.errno)};"
-                    f" {remedy}") from None
+    except (OSError, UnicodeError) as error:  # the second: no name at all, such as a..b
+        taken = getattr(error, "errno", 0) in (errno.EADDRINUSE, errno.EACCES)
+        remedy = "choose another with --port" if taken else "name one of this machine with --host"
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (")[0]
+        raise Fatal(EXIT_PORT, f"cannot listen on {format_address((show_name(host or '*'), port))}:"
+                    f" {reason}; {remedy}") from None
 
 
 class Connection(socketserver.BaseRequestHandler):
@@ -1176,14 +1178,11 @@ def safe_name(name):
 
 def parse_address(text):
     """(host, port) of "host:port" or "[host]:port"; ValueError says what was expected."""
-    host, colon, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or host in ("", "[]") or (":" in host and not bracketed):
-        raise ValueError(f"expected host:port or [host]:port, got {show_name(text)}")
-    digits = port.isascii() and port.isdigit() and len(port) <= 5
-    if not (digits and 1 <= int(port) <= 65535):
-        raise ValueError(f"expected a port from 1 to 65535, got {show_name(port)}")
-    return (host[1:-1] if bracketed else host), int(port)
+    found = re.fullmatch(r"(\[(.+)\]|[^][:]+):([0-9]{1,5})", text, re.DOTALL)
+    if not found or not 1 <= int(found[3]) <= 65535:
+        raise ValueError("expected host:port or [host]:port, with a port from 1 to 65535,"
+                         f" got {show_name(text)}")
+    return found[2] or found[1], int(found[3])
 
 
 def plain_ip(host):
@@ -1358,6 +1357,7 @@ class Uploads:
         self.ended_at = time.monotonic()   # the last end, or the beginning after a pause
         self.all_sent_at = 0.0             # when all that has a slot will be sent, at this rate
         self.paid_until = 0.0              # when all that was taken so far was paid for
+        self.given = 0                     # bytes of chunks, with those that broke off
 
     def seconds(self, length):
         """How long this many bytes take at the upload limit; 0 without one."""
@@ -1377,6 +1377,7 @@ class Uploads:
                 self.ended_at = self.all_sent_at = time.monotonic()
                 self.paid_until = max(self.paid_until, self.ended_at)  # unused rate is lost
             self.slots.take(asker, index)
+            self.given += length
             self.all_sent_at += seconds
             return self.all_sent_at - seconds
 
@@ -1531,6 +1532,10 @@ class Output:
             store = Store(self.fd_part, file)
             held = store.verify(show) if os.fstat(self.fd_part).st_size else 0
         try:
+            disk, part = os.fstatvfs(self.fd_part), os.fstat(self.fd_part)
+            free = disk.f_bavail * disk.f_frsize
+            if disk.f_blocks and free < file.size - 512 * part.st_blocks:  # some tell nothing
+                raise OSError(errno.ENOSPC, f"{human(free)} are free for {human(file.size)}")
             os.ftruncate(self.fd_part, file.size)
         except OSError as error:
             raise disk_error(error) from None
@@ -1589,15 +1594,15 @@ def expected(what, text):
     return argparse.ArgumentTypeError(f"expected {what}, got {show_name(text)}")
 
 
-def size_in_bytes(text):
+def size_in_bytes(text, least=1):
     """262144, 256K, 1.5M, 2G, 2GB, 2GiB: bytes, or bytes per second."""
     number = text.upper().removesuffix("B").removesuffix("I")
     unit = {"K": KIB, "M": MIB, "G": GIB}.get(number[-1:], 1)
     with contextlib.suppress(ValueError, OverflowError):
         size = int(float(number[:-1] if unit > 1 else number) * unit)
-        if size >= 1:
+        if size >= least:
             return size
-    raise expected("a size such as 65536, 256K, 1.5M or 2G", text)
+    raise expected(f"a size such as 65536, 256K, 1.5M or 2G, and {least} at least", text)
 
 
 def port_number(text):
@@ -1624,14 +1629,6 @@ def tracker_address(text):
     return host, port
 
 
-def upload_rate(text):
-    """Bytes per second, so many that no chunk takes longer than an asker waits [FC-11, CL-14]."""
-    rate = size_in_bytes(text)
-    if rate < SLOWEST_LINK:
-        raise expected(f"an upload limit of at least {human(SLOWEST_LINK)} a second", text)
-    return rate
-
-
 def add_common_arguments(parser, port):
     """The options that peer and tracker share."""
     add = parser.add_argument
@@ -1639,8 +1636,8 @@ def add_common_arguments(parser, port):
         help="address to listen on (default: all)")
     add("--port", type=port_number, default=port, metavar="N",
         help="port to listen on, 0: any free one (default: %(default)s)")
-    add("--upload-limit", type=upload_rate, metavar="RATE",
-        help="bytes per second sent to all neighbors together (default: no limit)")
+    add("--upload-limit", type=functools.partial(size_in_bytes, least=SLOWEST_LINK), metavar="RATE",
+        help="bytes per second sent to all neighbors together (default: no limit)")  # [FC-11]
     add("--events", metavar="FILE",
         help="append one JSON object a line for everything that happens")
     add("--quiet", action="store_true", help="say nothing but errors")
@@ -1798,6 +1795,12 @@ def download(peer, screen):
         screen.status(progress(peer.file, left, history, neighbors))
 
 
+def show_given(peer, screen):
+    """Have a terminal show, from now on, how much others were given."""
+    if screen.terminal:
+        repeat(SHOW_SECONDS[0], lambda: screen.status(f"{human(peer.uploads.given)} sent"))
+
+
 def summary(peer, args, seconds):
     """The line for a file that is complete."""
     moved = f"{human(peer.received)} received in {seconds:.1f} s"
@@ -1839,6 +1842,7 @@ def run():
     download(peer, screen)
     screen.say(summary(peer, args, time.monotonic() - began))
     if not args.leave:
+        show_given(peer, screen)
         threading.Event().wait(args.seed_for)
     return EXIT_COMPLETE
 

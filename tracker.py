@@ -330,6 +330,7 @@ def run():
     if seeder:
         seeder.join()
         seeder.begin(store, peer.all_of(store.file.count))
+        peer.show_given(seeder, screen)
     threading.Event().wait()
 
 

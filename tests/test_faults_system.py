@@ -82,6 +82,16 @@ def test_a_full_disk_ends_the_peer_and_what_came_is_kept(swarm, fake_peer, run_p
 
 
 @pytest.mark.fault(29)
+@pytest.mark.spec("CL-11", "CL-13")
+def test_a_disk_without_room_for_the_whole_file_ends_the_peer_before_anything_is_asked(swarm, run_patched, tmp_path):
+    tracker, neighbor, _ = swarm
+    disk = "import os, types\nos.fstatvfs = lambda fd: types.SimpleNamespace(f_bavail=3, f_frsize=1024, f_blocks={blocks})"
+    run_patched("peer", disk.format(blocks=9), [tracker.address, tmp_path / "out"]).ends_with(6, r"3\.0 KiB are free for .*make room")
+    assert not neighbor.requests and not (tmp_path / "out.part").exists()
+    run_patched("peer", disk.format(blocks=0), [tracker.address, tmp_path / "out", "--leave"]).ends_with(0)  # it tells nothing
+
+
+@pytest.mark.fault(29)
 @pytest.mark.spec("CL-11", "SW-2")
 def test_a_full_disk_at_one_peer_is_not_noticed_by_its_neighbors(make_file, run_tracker, run_patched, run_peer, tmp_path):
     path, data = make_file(SIZE)

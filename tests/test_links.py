@@ -14,7 +14,7 @@ import sys
 import pytest
 
 import processes
-from harness import ROOT, Program, eventually
+from harness import ROOT, Program, events_in, eventually
 
 sys.path.insert(0, os.path.join(ROOT, "lab"))
 
@@ -350,3 +350,18 @@ def test_a_small_swarm_has_a_line_with_all_that_was_measured(tmp_path):
     else:
         assert "the wire was too slow" in line  # a machine that is busy with other tests
     assert sorted(os.listdir(tmp_path / "run")) == ["host 2.events", "host 3.events", "seeder.events"]
+
+
+@with_hosts
+@pytest.mark.fault(53)
+@pytest.mark.spec("SW-1", "SW-8")
+def test_on_links_with_losses_and_deep_queues_the_fast_do_not_wait_for_the_slow(tmp_path):
+    """Host 4 has a tenth of the others' rate, or less. That every file is exact, the program compares itself."""
+    ended = run_links("swarm", "--leechers", "3", "--size", "1M", "--events", str(tmp_path / "run"),
+                      "--links", "up=20M,down=20M,delay=20ms,loss=1%,queue=1s,4:up=1M,4:down=1M")
+    assert ended.returncode in (0, links.EXIT_SLOW), ended.stderr
+    took = {}
+    for host in (2, 3, 4):
+        (start,), (complete,) = (events_in(tmp_path / "run" / f"host {host}.events", kind) for kind in ("start", "complete"))
+        took[host] = complete["t"] - start["t"]
+    assert max(took[2], took[3]) < took[4]

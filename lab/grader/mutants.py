@@ -304,7 +304,7 @@ MUTANTS = [
            "        return Response(peer_list=Response.PeerList(addresses=self.addresses_for(sock)))\n"),
     Mutant("connects_to_itself", "peer.py", 3, "PL-3",
            "The list is of peers, and peers are to be asked.",
-           "                if not self.is_self(address):\n",
+           "                if not self.is_self((host, port)):\n",
            "                if address:\n"),
     Mutant("looks_names_up", "peer.py", 3, "PL-4",
            "connect() takes a host name as well.",
