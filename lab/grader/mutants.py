@@ -305,7 +305,7 @@ MUTANTS = [
     Mutant("connects_to_itself", "peer.py", 3, "PL-3",
            "The list is of peers, and peers are to be asked.",
            "                if not self.is_self((host, port)):\n",
-           "                if address:\n"),
+           "                if host:\n"),
     Mutant("looks_names_up", "peer.py", 3, "PL-4",
            "connect() takes a host name as well.",
            "found.append(parse_ip_address(text))",
