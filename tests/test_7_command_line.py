@@ -191,10 +191,10 @@ def test_a_peer_listens_on_the_port_that_it_is_told(tracker, run_peer, out):
 @pytest.mark.spec("CL-2")
 @pytest.mark.fault(41)
 def test_the_commands_that_a_tracker_prints_can_be_given_to_a_shell(make_file, run_tracker):
-    tracker = run_tracker(make_file(10, name="it's a file; rm x")[0])
+    tracker = run_tracker(make_file(10, name='it\'s a "file"; rm x')[0])
     commands = [shlex.split(line) for line in tracker.output.splitlines() if line.startswith((" ", "\t")) and f":{tracker.port} " in line]
     assert commands, f"no indented line with the port {tracker.port}: {tracker.output}"
-    assert {words[-1] for words in commands} == {"it's a file; rm x"} and all(words[-2].endswith(f":{tracker.port}") for words in commands)
+    assert {words[-1] for words in commands} == {'it\'s a "file"; rm x'} and all(words[-2].endswith(f":{tracker.port}") for words in commands)
 
 
 @pytest.mark.spec("CL-18")
