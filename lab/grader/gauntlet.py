@@ -7,8 +7,8 @@
 
 lab/grader/mutants.py lists them. A wrong program is the reference with a few words replaced, in a folder of its own, and is
 graded as a submission is: lab/grader/grade.py, its stage, only the tests that name its clause. It is caught when one of them
-fails with a whole report (PARTS). What is printed is a line for each: name, stage, clause, the test that caught it,
-the hint that it gives. Survivors stand last.
+fails with a whole report (PARTS), whose hint is not that it crashed: a crash hides the mistake. What is printed is a line for
+each: name, stage, clause, the test that caught it, the hint that it gives. Survivors stand last.
 
 Exit code: 0 all caught and the reference passed by all, 1 something to mend, 2 wrong usage. When a mutant no longer fits
 the reference, nothing runs: mend it in lab/grader/mutants.py. When one survives, a test is missing: write it.
@@ -119,6 +119,8 @@ def lacking(report):
     """The parts that a failure's report lacks."""
     missing = [part for part in PARTS if not report.get(part)]
     both = is_bytes(report.get("expected")) and is_bytes(report.get("got"))
+    crashed = str(report.get("likely")).startswith("an exception")  # as a mutant does that names what the reference no longer has
+    missing += ["a hint but that it crashed"] if crashed else []
     return missing + (["offset"] if both and report["expected"] != report["got"] and report.get("offset") is None else [])
 
 
