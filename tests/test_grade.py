@@ -705,6 +705,7 @@ def ids(*indexes):
 
 BAD = answer(bad=Response.Bad(code=5, reason="why"))
 FETCH = bytes.fromhex("00 00 00 00 00 00 00 02 2a 00")
+EXITS_WITH_8 = "the end with exit code 8, and one line on stderr that says why"
 FETCH_LATER = bytes.fromhex("00 00 00 00 00 00 00 06 2a 04 08 80 80 10")
 
 
@@ -731,6 +732,14 @@ FETCH_LATER = bytes.fromhex("00 00 00 00 00 00 00 06 2a 04 08 80 80 10")
     (None, "4 times Active Proof within 1 s", "1 of them", "AP-4", "fires once"),
     (None, "4 times Active Proof within 1 s", "0 of them", "AP-4", "no proof is sent"),
     (None, "a line", "the peer under test ended with exit code 1: KeyError: 3", "FC-1", "an exception"),
+    (OK, OK, "the peer under test ended with exit code 70: queue.Empty", "FC-1", "an exception"),
+    (None, EXITS_WITH_8, "exit code 1: FileNotFoundError: [Errno 2] (tracker.py, line 7, in run)", "CL-12", "an exception"),
+    (None, EXITS_WITH_8, "exit code 1: tracker.py: cannot read file.bin: No such file or directory", "CL-12", "exit code 8 for FILE"),
+    (None, EXITS_WITH_8, "exit code 2: tracker.py: cannot read file.bin: No such file or directory", "CL-12", "exit code 8 for FILE"),
+    (None, EXITS_WITH_8, "exit code 2: tracker.py: error: unrecognized arguments: --no-seed", "CL-12", "does not take these arguments"),
+    (None, "a test that comes to its end", "ValueError: No closing quotation", "CL-2", "quoted as a shell needs it"),
+    (None, "a test that comes to its end", "ValueError: x; the tracker under test ended with exit code 70: KeyError: 3", "CL-2", "an exception"),
+    (None, "a complete file", "nothing of the kind, until the wait was over", "WF-11", "a chunk ends where its own length says"),
     (None, "no answer", "the tracker under test printed: NameError: name 'x' is not defined (tracker.py, line 7, in list)", "JN-1", "an exception"),
     (None, "an answer", "struct.error: unpack requires a buffer of 8 bytes (peer.py, line 7, in read)", "WF-2", "recv() returns what is there"),
     (None, "an end with exit code 4", "exit code 3: no tracker", "FD-3", "number of digests"),
@@ -764,6 +773,11 @@ FETCH_LATER = bytes.fromhex("00 00 00 00 00 00 00 06 2a 04 08 80 80 10")
 def test_a_mistake_is_known_by_what_was_sent_expected_and_got(sent, expected, got, clause, word):
     hint = likely(Facts(sent and (sent, "request"), expected, got, [clause], "test_it", ["1 connected to it", "2 sent this"], stage=3))
     assert hint and word in hint, hint
+
+
+def test_a_chunk_that_is_asked_of_two_neighbors_is_known_by_the_test_and_its_count():
+    hint = likely(Facts(None, "1", "2", ["SW-1"], "test_a_chunk_that_is_under_way_is_asked_of_nobody_else", ["1 started it"], 2, 1))
+    assert "two neighbors are asked for one chunk" in hint
 
 
 def test_hints_are_one_line_and_clauses_are_known():

@@ -31,7 +31,7 @@ import pace
 import processes
 from harness import EXIT_CODES, framed, trace
 from messages_pb2 import Response
-from mistakes import WORDS, Facts, likely, mended, message
+from mistakes import TO_ITS_END, WORDS, Facts, likely, mended, message
 from steps import shortened, telling
 
 reports, FORKS = (int(os.environ.pop(name)) for name in ("GRADE_REPORTS", "GRADE_FORKS"))
@@ -329,7 +329,7 @@ def sides(item, excinfo):
             return "what this test asserts" if secret else str(excinfo.traceback[-1].statement).strip()[:300], trace.answer[0], "response", *trace.answer[:0:-1]
         return ("what this test asserts" if secret else str(excinfo.traceback[-1].statement).strip()[:300],
                 dead or ("it did not hold" if secret else said[:300]), None, None, None)
-    return "a test that comes to its end", f"{excinfo.typename}" + ("" if HIDDEN else f": {str(excinfo.value)[:300]}"), None, None, None
+    return TO_ITS_END, f"{excinfo.typename}" + ("" if HIDDEN else f": {str(excinfo.value)[:300]}"), None, None, None
 
 
 CLOSED = r"end of stream|(\w+: )?\[Errno \d+\] [\w ]+"  # what is seen of a crash from outside
