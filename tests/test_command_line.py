@@ -867,14 +867,16 @@ def test_a_terminal_that_knows_no_escapes_gets_none(ending, half_way, tmp_path):
 
 @pytest.mark.fault(50)
 @pytest.mark.spec("WF-10", "SW-6")
-def test_a_peer_that_can_start_few_threads_completes_from_many_neighbors(fake_tracker, fake_peer, run_patched, tmp_path):
+def test_a_peer_that_can_start_few_threads_completes_from_many_neighbors(fake_tracker, ending, run_patched, tmp_path):
     data = harness.some_bytes(9 * 1000)
-    neighbors = [fake_peer(data, chunk_size=1000) for _ in range(12)]
+    neighbors = [ending(harness.SlowPeer(data, 0, chunk_size=1000)) for _ in range(12)]  # so that many links are open before it is complete
     tracker = fake_tracker(data, [neighbor.address for neighbor in neighbors], chunk_size=1000)
     peer = run_patched("peer", FEW_THREADS.format(most=10), [tracker.address, tmp_path / "out", "--leave", "--events", tmp_path / "events"])
+    eventually(lambda: any("can't start" in event["reason"] for event in events_in(tmp_path / "events", "neighbor_dropped")), what="a neighbor refused a thread")
+    for neighbor in neighbors:
+        neighbor.released.set()
     peer.ends_with(0)
     assert (tmp_path / "out").read_bytes() == data
-    assert any("can't start" in event["reason"] for event in events_in(tmp_path / "events", "neighbor_dropped"))
 
 
 FEW_THREADS = """
