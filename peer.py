@@ -6,27 +6,28 @@
 
 lab/SPEC.md says what it promises; the numbers in brackets, such as [FC-9], are its clauses.
 
-PART ONE is how a chunk travels, and is read in an afternoon (two and a half hours): frames on the
-wire, the file's description, its chunks on disk, which chunk to ask of whom, the asking end of a
-connection, and the peer, from Join to the last chunk. PART TWO is what keeps it standing (two hours
-more): each section opens with the fault that it answers. Part One uses these of Part Two, and can
-be read without looking them up:
+PART ONE is how a chunk travels, and takes an afternoon to read (two and a half hours): frames on
+the wire, the file's description, its chunks on disk, which chunk to request from whom, the asking
+end of a connection, and the peer, from Join to the last chunk. PART TWO is what keeps it standing
+(two hours more): each section opens with the fault that it answers. Part One can be read without
+looking up what it uses of Part Two: small helpers that do what their names say, and these:
 
-    prepare     has a connection block for a tick at most
+    prepare     caps each blocking call on a socket at one tick
     Server      a thread per connection; calls Peer.on_... for each request
     Uploads     who may have a chunk now, at what pace
     Contacts    which addresses may be dialled, and when
     repeat      a timer: calls a function at intervals until it returns False
     Output      OUT and OUT.part; the peer calls its finish() at the end, which renames the second
 
-Threads. The main thread shows progress. One thread waits for signals. One accepts connections, and
-each accepted connection has its own (Server). Each neighbor that this peer asks has its own, which
-verifies and writes what it receives (Peer.fetch_from) or, while the next chunk comes, leaves that
-to one of a few others (Peer.verify_arrivals). Three timers send proofs, ask for the peer list and
-dial neighbors. Hashing a whole file uses one thread per core, four at most.
+Threads. The main thread joins, opens OUT, verifies what is there, calls Peer.begin, and then shows
+progress; at its start it starts one that waits for signals. One accepts connections, and starts one
+for each (Server). Each neighbor that this peer asks has its own, started by Peer.dial; it verifies
+and writes what it receives (Peer.fetch_from) or, while the next chunk comes, leaves that to one of
+a few others (Peer.verify_arrivals). Three timers (repeat) send proofs, ask for the peer list and
+dial neighbors. To hash a whole file, hash_chunks uses one thread per core, four at most.
 
                   Join, Active Proof, Peer List
-        +---------+   (timers)          +-------------+
+        +---------+ (main, then timers) +-------------+
         | tracker | <------------------ |             |  Chunks Query, Fetch Chunk   +----------+
         +---------+                     |    this     | ---------------------------> | neighbor |
         +----------+                    |    peer     |   (a thread per neighbor)    +----------+
@@ -34,8 +35,9 @@ dial neighbors. Hashing a whole file uses one thread per core, four at most.
         +----------+  Chunks Query,     +-------------+
                       Fetch Chunk (a thread per connection)
 
-Locks. Server.lock, Peer.lock, Uploads.lock and Screen.lock; what each one guards is said where it
-is made. No thread holds two, and none is held during network or disk traffic.
+Locks. Server.lock guards the table of connections, Peer.lock what is held, asked for and known of
+others, Uploads.lock who may be sent a chunk and when, Screen.lock the line of progress; the fields
+are named where each is created. No thread holds two, nor one during network or disk traffic.
 """
 
 import argparse
@@ -62,7 +64,7 @@ import sys
 import threading
 import time
 
-try:  # what a machine lacks is told in a line; tracker.py imports this file first
+try:  # report in one line what this machine lacks; tracker.py imports this file first
     if sys.version_info < (3, 10):
         raise ImportError(f"Python {sys.version.split()[0]}")
     import fcntl
@@ -78,9 +80,7 @@ VERSION = "1.0"
 
 # The constants of SPEC.md. Times are in seconds, sizes in bytes. All constants are looked up when
 # they are used, so that tests can shrink them. Those of one section stand where it begins.
-
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-
 CHUNK_SIZE = 256 * KIB       # of a file, unless chosen otherwise
 MAX_CHUNKS = 16_384          # of a file: their digests fit in half a MiB
 MAX_CHUNK_SIZE = 16 * MIB    # a chunk is in memory whole while it is checked
@@ -129,7 +129,7 @@ class Fatal(Exception):
 
 
 def in_time(transfer, deadline, silence=None):
-    """What transfer() returns, a recv or a send. The kernel ends it after a tick (see prepare) in
+    """The result of transfer(), a recv or a send. The kernel ends it after a tick (see prepare) in
     which nothing moved; it is tried again until `deadline` (monotonic), and for `silence` seconds
     (FRAME_SECONDS) at most: TimeoutError."""
     until = min(deadline, time.monotonic() + (silence or FRAME_SECONDS))
@@ -141,8 +141,7 @@ def in_time(transfer, deadline, silence=None):
 
 def read_exactly(sock, count, deadline):
     """The next `count` bytes, by `deadline`, with no silence of FRAME_SECONDS. The deadline is for
-    all of them: with a timeout for each recv a client could send one byte now and then for ever
-    [WF-9]."""
+    all of them: with one for each recv a client could trickle bytes in for ever [WF-9]."""
     data = b""
     while len(data) < count:
         missing = count - len(data)
@@ -160,9 +159,9 @@ def for_answer(length):
 
 def read_frame(sock, limit, wait, rate):
     """The next frame's message, as bytes. It must begin within `wait` seconds (ConnectionError if
-    the other side has no more to say), and be whole within FRAME_SECONDS and what its length takes
-    at `rate` bytes a second. The length is a stranger's word: it is checked before any memory is
-    reserved for it [WF-5]."""
+    the other side has no more to say), and be complete within FRAME_SECONDS plus what its length
+    takes at `rate` bytes a second. The length is a stranger's word: it is checked before any memory
+    is reserved for it [WF-5]."""
     head = in_time(lambda: sock.recv(8), float("inf"), wait)
     if not head:
         raise ConnectionError("closed where a frame should begin")
@@ -239,7 +238,7 @@ class Description:
 
     @classmethod
     def from_message(cls, file):
-        """Check what a tracker sent before anything is made of it; Fatal [FD-3]."""
+        """Check what a tracker sent before using it; Fatal if it is bad [FD-3]."""
         count = -(-file.size // max(file.chunk_size, 1))
         for what, got, least, most in (
                 ("a chunk size", file.chunk_size, 1, MAX_CHUNK_SIZE),
@@ -326,14 +325,14 @@ class Store:
             offset, left = offset + len(piece), left - len(piece)
 
 
-# Choosing. Which chunk to ask of which neighbor: no thread, no socket, no clock, so that it can be
-# tested and simulated.
+# Choosing. Which chunk to request from which neighbor: no thread, no socket, no clock, so that it
+# can be tested and simulated.
 
 LATE_SECONDS = (0.2, 2.0)    # a chunk is late after two usual exchanges, within these bounds [SW-5]
 
 
 def any_of(bits, count, rng):
-    """One index of a bitfield: the first from a place drawn at random; None of an empty one."""
+    """An index of a bitfield: the first from a random place on, wrapping; None if it is empty."""
     if not bits:
         return None
     start = int(rng.random() * count)
@@ -344,7 +343,7 @@ def any_of(bits, count, rng):
 def rarest_first(offered, holdings, count, rng):
     """An index of `offered` that the fewest neighbors hold, at random among equals; or None [SW-1].
     `holdings` are their bitfields. They are added up in binary, all chunks at once: planes[k] has
-    bit k of each chunk's sum."""
+    bit k of each chunk's sum. From the top bit down, chunks with a 0 beat those with a 1."""
     planes = []
     for carry in holdings:
         for k, plane in enumerate(planes):
@@ -357,14 +356,14 @@ def rarest_first(offered, holdings, count, rng):
 
 
 class Picker:
-    """Which chunk to ask of which neighbor: all that a peer knows of who holds what. Whoever uses
-    it from several threads holds a lock meanwhile. A neighbor is any key of a dict."""
+    """Which chunk to request from which neighbor: all that a peer knows of who holds what. Whoever
+    uses it from several threads holds a lock meanwhile. A neighbor is any key of a dict."""
 
     def __init__(self, count, held=0, rng=None):
         self.count = count
         self.all = all_of(count)   # what there is
         self.held = held           # chunks of our own
-        self.claimed = 0           # chunks that are held or being written, which takes no lock
+        self.claimed = 0           # chunks that came, and are or were written, outside the lock
         self.under_way = {}        # index -> {neighbor: when it was asked}
         self.holds = {}            # neighbor -> what it has listed
         self.typical = 0.0         # seconds that an exchange takes, a moving average
@@ -392,8 +391,8 @@ class Picker:
         self.holds[neighbor] = self.holds.get(neighbor, 0) & ~bits
 
     def choose(self, neighbor, now, proposed=None):
-        """The chunk to ask of this neighbor next, noted as under way; None if there is none. If the
-        neighbor proposed one, it is that one or none [FC-7]."""
+        """The chunk to request from this neighbor next, noted as under way; None if there is none.
+        If the neighbor proposed one, it is that one or none [FC-7]."""
         wanted = self.wanted(neighbor) & (self.all if proposed is None else 1 << proposed)
         free = wanted & ~bits_of(self.under_way)
         index = rarest_first(free, self.holds.values(), self.count, self.rng)
@@ -408,7 +407,7 @@ class Picker:
         return min(max(2 * self.typical, LATE_SECONDS[0]), LATE_SECONDS[1])
 
     def late(self, neighbor, wanted, now):
-        """Endgame: all that is wanted is under way, so what is late is asked of a second [SW-5]."""
+        """Endgame: all that is wanted is under way; what is late is asked for once more [SW-5]."""
         wanted &= ~self.claimed
         for index, askers in self.under_way.items():
             if wanted >> index & 1 and len(askers) == 1 and neighbor not in askers:
@@ -423,7 +422,7 @@ class Picker:
             del self.under_way[index]
 
     def claim(self, index):
-        """The chunk has come: whether to write it, or another thread does already [FC-12]."""
+        """The chunk has come: whether to write it; False if another thread does or did [FC-12]."""
         first = not self.claimed >> index & 1
         self.claimed |= 1 << index
         return first
@@ -479,8 +478,8 @@ class Link:
 MAX_ANSWER = 8 * MIB             # a tracker's: 100,000 addresses and 16,384 digests
 MAX_LIST = 256 * KIB             # a neighbor's list: 16,384 ids of at most 7 bytes, and a margin
 ANSWER_MARGIN = 64 * KIB         # an answer to Fetch Chunk may be this much longer than the chunk
-RECEIVE_MEMORY = 16 * MIB        # for chunks on their way in, all together: of large ones it holds
-FEWEST_NEIGHBORS = 4             # few, so fewer neighbors are asked, but this many at least
+RECEIVE_MEMORY = 16 * MIB        # for all incoming chunks; the larger they are, the fewer neighbors
+FEWEST_NEIGHBORS = 4             # are asked, but never fewer than this
 VERIFIERS = 4                    # threads that verify and write, at most; otherwise one per core
 PEER_LIST_SECONDS = 5.0          # between two peer lists of a leecher with enough useful neighbors
 ENOUGH_NEIGHBORS = 4             # this many; with fewer it asks at every look
@@ -499,7 +498,7 @@ class Neighbor:
     def __init__(self, address):
         self.address = address
         self.name = format_address(address)
-        # Its thread alone reads and writes:
+        # Read and written by its thread alone:
         self.asked = collections.deque()  # (index or None for Chunks Query, when), oldest first
         self.known = 0                    # chunk ids that it listed on this connection [CQ-3]
         self.heard = False                # it has answered Chunks Query on this connection
@@ -511,9 +510,9 @@ class Neighbor:
         self.broken = 0                   # promises broken in a row [FC-10]
         self.rate = 0.0                   # bytes per second, a moving average
         self.took_at = 0.0                # when its last chunk had come
-        self.link = None                  # written before the first request; ban() hangs up
-        # Guarded by Peer.lock:
-        self.failure = None               # why it is banned
+        self.link = None                  # written before the first request; ban() hangs it up
+        # Set under Peer.lock:
+        self.failure = None               # why it is banned; read when it has ended
         self.leaving = False              # to make room for another, or because it is banned
 
     def chunks_asked(self):
@@ -539,7 +538,7 @@ class Peer:
         self.tracker_at = None               # likewise: the address at which it answered
         self.said = set()                    # what say_once() was about; only grows, in any thread
         self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)  # a chunk can be asked for again; the end
+        self.changed = threading.Condition(self.lock)  # a chunk is free again, one leaves; the end
         self.news = threading.Condition(self.lock)     # a chunk more is held
         # Guarded by lock:
         self.picker = Picker(0)
@@ -555,7 +554,7 @@ class Peer:
     # What it answers: a method for each request, named after it, called in the server's threads.
 
     def on_chunks_query(self, request, sock):
-        """The ids of the chunks held, in order of arrival, but the first `known` [CQ-1 to CQ-3]. An
+        """The ids of the chunks held, in order of arrival, from `known` on [CQ-1 to CQ-3]. An
         asker that knows them all may wait until there is one more [CQ-6]."""
         wait = min(request.wait_ms / 1000, NEWS_SECONDS)
         with self.server.idle(sock), self.news:
@@ -565,12 +564,12 @@ class Peer:
 
     def on_fetch_chunk(self, request, sock):
         """Send the chunk and return None, or return the answer that refuses it [FC-1 to FC-6]."""
-        index = self.file.index(request.chunk_id) if self.file else None
-        if self.file and index is None:
+        index = self.file.index(request.chunk_id) if self.file else -1  # -1: none is held yet
+        if index is None:
             return bad(messages_pb2.NO_SUCH_CHUNK, f"expected a multiple of {self.file.chunk_size}"
                        f" below {self.file.size}, got {request.chunk_id}")
         with self.lock:
-            held = index is not None and self.picker.held >> index & 1
+            held = index >= 0 and self.picker.held >> index & 1
         if not held:
             return bad(messages_pb2.NOT_HELD, f"chunk {request.chunk_id} is not held here")
         length, asker = self.file.length(index), peer_address(sock)
@@ -598,7 +597,7 @@ class Peer:
             retry_ms=max(1, int(1000 * seconds)), instead=named))
 
     def say_once(self, about, line):
-        """Tell people what may happen again and again; of each thing the first line alone."""
+        """Tell people of what may happen often, but only the first time."""
         if about not in self.said:
             self.said.add(about)
             self.say(line)
@@ -614,7 +613,7 @@ class Peer:
             try:
                 return self.joined(self.ask_tracker(Request(join=join)))
             except (OSError, ProtocolError) as error:
-                left -= min(time.monotonic() - began, 2 * FRAME_SECONDS)  # no more: it slept
+                left -= min(time.monotonic() - began, 2 * FRAME_SECONDS)  # longer: host suspended
                 if left <= 0:
                     raise Fatal(EXIT_NO_TRACKER, f"no tracker at {name}: {error};"
                                 f" tried for {TRACKER_SECONDS:g} s") from None
@@ -683,13 +682,13 @@ class Peer:
         try:
             response = self.ask_tracker(Request(peer_list=Request.PeerList()))
         except (OSError, ProtocolError):
-            return True  # those that are known are known [SW-4]
+            return True  # the known ones still serve [SW-4]
         self.merge(response.peer_list.addresses)
         return self.dial()
 
     def merge(self, addresses):
-        """Remember whom the tracker lists, but not ourselves; of a long list, a part [PL-3]. Their
-        link-local addresses are of the link on which the tracker was reached."""
+        """Remember whom the tracker lists, but not ourselves; of a long list, a sample [PL-3]. The
+        link-local ones belong to the link on which the tracker was reached."""
         zone = "".join((self.tracker_at or self.tracker)[0].partition("%")[1:])
         found = []
         for text in random.sample(list(addresses), min(len(addresses), 2 * MAX_CONTACTS)):
@@ -706,7 +705,7 @@ class Peer:
         return port == self.server.port and (host == self.own_ip or is_loopback(host))
 
     def dial(self):
-        """Begin with as many neighbors as there is room for; if none is of use, let one go."""
+        """Start as many neighbors as there is room for; if none is useful, let one go."""
         most = min(MAX_NEIGHBORS, max(FEWEST_NEIGHBORS, RECEIVE_MEMORY // self.file.chunk_size))
         with self.changed:
             if self.picker.complete():
@@ -784,10 +783,10 @@ class Peer:
             self.give_back(neighbor)
 
     def choose(self, neighbor, link):
-        """The indexes of the chunks to ask of this neighbor now, noted as under way [FC-15]."""
+        """The chunks to request from this neighbor now, noted as under way: indexes [FC-15]."""
         now, chosen = time.monotonic(), []
         if not neighbor.heard_at or link.answers and not neighbor.heard:
-            return chosen  # no list yet, ever or on this connection: it comes first [CQ-4]
+            return chosen  # a list first; but a redialled link may begin with a chunk [CQ-4]
         with self.lock:
             while ((now >= neighbor.rest_until or neighbor.proposed is not None)
                    and neighbor.chunks_asked() < self.ahead(neighbor, link)):
@@ -807,13 +806,13 @@ class Peer:
             return 1
         if len(self.picker.under_way) * self.file.chunk_size >= RECEIVE_MEMORY:
             askers = self.picker.under_way.values()
-            return 1 - any(neighbor.address in each for each in askers)  # none before that came
-        alone = self.picker.useful() == [neighbor.address]  # one comes while one is verified
+            return 1 - any(neighbor.address in each for each in askers)  # memory full: one each
+        alone = self.picker.useful() == [neighbor.address]  # then one more, to overlap verifying
         return 1 + alone + requests_ahead(neighbor.rate, link.round_trip, self.file.chunk_size)
 
     def ask_for_news(self, neighbor, link):
-        """Ask what the neighbor has: at once on a new connection, then now and then beside chunks.
-        With no chunk under way it may keep the answer until it has news [CQ-3 to CQ-6]."""
+        """Ask what the neighbor has: alone at first, beside chunks once the connection lasts. With
+        no chunk under way it may wait with its answer until it has news [CQ-3 to CQ-6]."""
         now, chunks = time.monotonic(), neighbor.chunks_asked()
         if len(neighbor.asked) > chunks or chunks and link.answers < 2:
             return
@@ -868,7 +867,7 @@ class Peer:
             neighbor.rest_until = neighbor.heard_at + pause
 
     def unpack(self, neighbor, index, frame):
-        """The chunk in an answer; of an unexpected answer b"", which is wrong; None: refused."""
+        """The chunk in an answer; b"", which matches none, if unexpected; None if refused."""
         chunk = chunk_in(frame, self.file.length(index))
         if chunk is not None:
             return chunk
@@ -895,11 +894,11 @@ class Peer:
 
     def hand_over(self, neighbor, index, chunk, began):
         """A chunk has come: have it verified while the next one comes, if one is on its way."""
-        now, known = time.monotonic(), neighbor.rate
+        now, old = time.monotonic(), neighbor.rate
         rate = self.file.length(index) / max(now - max(began, neighbor.took_at), 1e-6)
-        neighbor.rate += (rate - known) / 4 if known else rate
+        neighbor.rate += (rate - old) / 4 if old else rate
         neighbor.took_at, neighbor.rest_until, neighbor.busy, neighbor.broken = now, now, 0, 0
-        if known and neighbor.chunks_asked():
+        if old and neighbor.chunks_asked():
             self.arrivals.put((neighbor, index, chunk, began))
         else:  # nothing is on its way; or it is a stranger's first, to be checked before the next
             self.keep(neighbor, index, chunk, began)
@@ -945,7 +944,7 @@ class Peer:
     def completed(self):
         """Every chunk is held: OUT gets its name, and the main thread is told."""
         with self.uploads.lock:
-            self.uploads.slots.sole = self.picker.all
+            self.uploads.slots.sole = self.picker.all  # what nobody else may have goes first
         self.finish()
         self.events("complete", bytes=self.file.size)
         self.complete.set()
@@ -953,7 +952,7 @@ class Peer:
             self.changed.notify_all()
 
     def rest(self, neighbor):
-        """Nothing to ask: wait for the end of a pause, or a chunk that another did not give."""
+        """Nothing to ask: wait out a pause, or for a chunk that another neighbor did not give."""
         now = time.monotonic()
         with self.changed:
             if now < neighbor.rest_until:
@@ -962,7 +961,7 @@ class Peer:
                 self.changed.wait(self.picker.late_after() / 2)
 
     def give_back(self, neighbor):
-        """What was asked of this neighbor and did not come can be asked for again."""
+        """What was requested from this neighbor and did not come is free again."""
         with self.changed:
             for index, _ in neighbor.asked:
                 if index is not None:

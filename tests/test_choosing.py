@@ -13,6 +13,7 @@ import types
 
 import pytest
 
+import messages_pb2
 import peer
 import tracker
 from harness import SECONDS, content_id, describe, eventually, framed, some_bytes
@@ -925,3 +926,23 @@ def test_the_chunk_size_is_doubled_until_there_are_few_enough_chunks():
     with pytest.raises(peer.Fatal) as refusal:
         fit(16_384 * MAX + 1, 262_144)
     assert refusal.value.code == 8
+
+
+class JoinsMeanwhile:
+    """A peer that is asked before it knows the file, and learns of it after the first look."""
+
+    def __init__(self):
+        self.looks = 0
+        self.lock = threading.Lock()
+        self.picker = peer.Picker(0)
+
+    @property
+    def file(self):
+        self.looks += 1
+        return peer.Description("f", 5, 5, bytes(32)) if self.looks > 1 else None
+
+
+@pytest.mark.spec("FC-5")
+def test_a_peer_that_joins_while_it_is_asked_has_the_chunk_not_yet():
+    answer = peer.Peer.on_fetch_chunk(JoinsMeanwhile(), Request.FetchChunk(chunk_id=0), None)
+    assert answer.bad.code == messages_pb2.NOT_HELD

@@ -17,7 +17,7 @@ TESTS = pathlib.Path(ROOT, "tests")
 PROGRAMS = ["peer.py", "tracker.py"]
 
 # The limits. They are there to be lowered.
-LINES = {"peer.py": 1851, "tracker.py": 338}
+LINES = {"peer.py": 1850, "tracker.py": 338}
 LONGEST_FUNCTION = 25                    # lines, with its docstring
 COLUMNS = 100
 PART_ONE = 1000                          # lines of peer.py before its second part
