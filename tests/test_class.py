@@ -89,6 +89,18 @@ def test_only_what_has_changed_is_graded_again(submissions, tmp_path):
     assert table(tmp_path / "marks") == first
 
 
+def test_a_mark_that_says_grade_again_is_graded_again(submissions, tmp_path):
+    arguments = (submissions, "--marks", tmp_path / "marks")
+    run(*arguments, *ONE_TEST)
+    path = tmp_path / "marks" / "bob.json"
+    content = json.loads(path.read_text())
+    content["extra_data"]["grade_again"] = "grade again: 1 of 1 tests were not tried"
+    path.write_text(json.dumps(content))
+    said = run(*arguments, *ONE_TEST)
+    assert said.count("as before") == 2 and "bob: 0 points\n" in said
+    assert not json.loads(path.read_text())["extra_data"].get("grade_again")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_run_that_was_killed_goes_on_where_it_was(ending, submissions, tmp_path, number):
     """One that never says its port holds the run up until it is killed."""

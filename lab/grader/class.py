@@ -13,7 +13,8 @@ lab/grader/grade.py; {dir} in them is the folder of the submission. In ../marks 
     NAME.txt        the report, to be sent to the student
 
 A run that was killed, or in which a submission came late, is started again by the same command: who has a mark for these
-very files and options is not graded again, and marks.csv is always of all that have one. Each submission is graded in a
+very files and options is not graded again, unless the mark itself says "grade again" because some tests could not be tried;
+and marks.csv is always of all that have one. Each submission is graded in a
 copy of its folder, which is not changed. It runs with your rights: see lab/INSTRUCTOR.md for another user's.
 
 Exit code: 0 every submission has its marks, whatever they are, 1 some have none, 2 wrong usage.
@@ -164,12 +165,12 @@ def write_table(folder, students):
 
 
 def grade(folder, into, options, running):
-    """Grade one submission, unless it has marks for the same files and options; what to say of it."""
+    """Grade one submission, unless it has whole marks for the same files and options; what to say of it."""
     try:
         files = files_of(folder)
         of = fingerprint(files, options)
         before = kept(into, folder.name)
-        if before and before["extra_data"]["graded"] == of:
+        if before and before["extra_data"]["graded"] == of and not before["extra_data"].get("grade_again"):
             return f"{folder.name}: {before['score']} points, as before"
         with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=into, ignore_cleanup_errors=True) as temporary:
             content, printed = graded(files, options, pathlib.Path(temporary), running)
