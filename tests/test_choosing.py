@@ -330,6 +330,15 @@ def test_a_ban_outlasts_time_other_failures_being_listed_again_and_the_need_for_
     assert others[0] not in contacts.bans
 
 
+@pytest.mark.spec("FC-9", "FC-10")
+def test_a_ban_lasts_until_as_many_others_were_banned_as_may_be_remembered(monkeypatch):
+    monkeypatch.setattr(peer, "MAX_CONTACTS", 3)
+    contacts, liars = peer.Contacts(), several(4)
+    for number, liar in enumerate(liars, start=1):
+        contacts.ban(liar)
+        assert list(contacts.bans) == liars[:number][-3:]
+
+
 @pytest.mark.spec("PL-4")
 @pytest.mark.fault(18)
 def test_of_too_many_addresses_those_that_failed_most_give_way_and_good_ones_stay(monkeypatch):

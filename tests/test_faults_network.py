@@ -5,6 +5,7 @@ those of lab/FAULTS.md.
 """
 
 import ast
+import contextlib
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ import time
 import pytest
 
 from harness import (KIB, ROOT, SECONDS, NINE_CHUNKS as DATA, SMALL_CHUNK as CHUNK, after, ask, bad, busy_until, bytes_left, chunks_query, connect, eventually,
-                     events_in, fetch_chunk, first, framed, held, is_closed, kept, never, peer_list, some_bytes, split)
+                     events_in, fetch_chunk, first, framed, held, is_closed, kept, never, peer_list, receive, some_bytes, split)
 import messages_pb2 as pb
 from messages_pb2 import Response
 
@@ -312,6 +313,47 @@ def test_half_open_connections_up_to_the_limit_still_leave_room(make_file, track
     finally:
         for sock in half_open:
             sock.close()
+
+
+HOLDS_CHUNKS = """
+import os, time
+send = peer.Store.send
+def held(*arguments):
+    print("sends", flush=True)
+    while not os.path.exists({until!r}):
+        time.sleep(0.01)
+    send(*arguments)
+peer.Store.send = held
+peer.MAX_CONNECTIONS = 3
+"""
+
+
+@pytest.mark.fault(14)
+@pytest.mark.spec("WF-13")
+def test_where_all_connections_are_busy_the_next_is_closed_and_takes_nobodys_place(tracker, run_patched, out, tmp_path):
+    out.write_bytes(DATA)
+    program = run_patched("peer", HOLDS_CHUNKS.format(until=str(tmp_path / "go")), [f"127.0.0.1:{tracker.port}", out])
+    program.wait_for("complete: ")
+    address = tracker.joiner()
+    with contextlib.ExitStack() as open_ones:
+        busy = [open_ones.enter_context(connect(address)) for _ in range(3)]
+        for sock in busy:
+            sock.sendall(framed(fetch_chunk(0)))
+        eventually(lambda: program.output.count("sends") == 3, what="three chunks on their way out")
+        with connect(address) as one_more:
+            assert is_closed(one_more), "nobody waits for a request, so nobody makes room"
+        (tmp_path / "go").touch()
+        for sock in busy:
+            assert receive(sock).chunk == DATA[:CHUNK]
+        busy.pop().close()
+        eventually(lambda: answers(address), what="room for one in the place of the one that has gone")
+        for sock in busy:
+            assert ask(sock, chunks_query()).WhichOneof("type") == "chunks_query", "there was room for three"
+
+
+def answers(address):
+    with contextlib.suppress(AssertionError, EOFError, OSError):
+        return ask(address, chunks_query())
 
 
 # Row 15: everyone busy.
