@@ -369,5 +369,6 @@ def test_a_quiet_tracker_says_nothing_of_who_joins(make_file, ending, tmp_path):
     ask(port, join("127.0.0.1:5001"))
     event_written(events, "joined")
     ask(port, join("127.0.0.1:5002"))  # what is said of the first one has been said by now
+    tracker.stop()                     # and read
     said = tracker.output or "nothing"
     assert said == "nothing"
