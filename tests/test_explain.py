@@ -331,6 +331,7 @@ def test_bad_input_is_answered_by_one_line(words, told):
 
 
 SYN, ACK, FIN = 2, 16, 1
+CUT = "their ends, which were cut off when they were recorded (tcpdump -s 0 keeps all)"
 LINKS = {  # link type -> what is in front of an IP packet of version 4, and of version 6
     1: (bytes(12) + b"\x08\x00", bytes(12) + b"\x86\xdd"),
     113: (bytes(14) + b"\x08\x00", bytes(14) + b"\x86\xdd"),
@@ -559,8 +560,20 @@ def test_bytes_that_were_not_captured_are_told_and_what_follows_is_read_again(to
     lines = told(pcap(packets[:4] + packets[5:]))  # a segment in the middle of the answer to Join
     assert "40 bytes are not in the capture" in lines[1]
     assert names(lines) == NAMES
-    lines = told(pcap(Wire().open().exchange(*EXCHANGES, (fetch_chunk(0), pb.Response(chunk=some_bytes(1000)))).packets, cut=200))
-    assert names(lines)[:2] == NAMES[:2] and "nothing more came" in lines[-2]
+
+
+@pytest.mark.parametrize("recorded, frames, packets", [(200, 10, 1), (76, 10, 4), (64, 10, 6), (54, 0, 10), (40, 0, 12)])
+def test_packets_that_were_recorded_in_part_are_cut_and_not_wrong(told, tmp_path, recorded, frames, packets):
+    """As tcpdump -s records them: the headers alone take 54 bytes, or 66 with options."""
+    data = pcap(Wire().open().exchange(*EXCHANGES, (fetch_chunk(0), pb.Response(chunk=some_bytes(1000)))).packets, cut=recorded)
+    (tmp_path / "cut.pcap").write_bytes(data)
+    assert "!!" not in run(tmp_path / "cut.pcap", code=0 if frames else 2)[0]
+    lines = told(data, code=0 if frames else 2)
+    assert len(names(lines)) == frames and not any("wrong" in line or "nothing more came" in line for line in lines)
+    assert f"{packets} packet{'s' * (packets > 1)} not read: {CUT}" in lines
+    if frames:
+        assert [number for line in lines for number in re.findall("answer to (\\d)", line)] == list("12345")
+        assert re.search(r"; then [0-9,]+ bytes are not in the capture$", lines[frames - 1])
 
 
 def test_a_request_without_an_answer_and_a_frame_without_an_end_are_told(told, tmp_path):

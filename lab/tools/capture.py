@@ -16,10 +16,11 @@ MAX_PACKET = 1 << 24  # bytes; a packet that claims more is no packet
 MAGICS = {b"\xa1\xb2\xc3\xd4": (">", 10**6), b"\xd4\xc3\xb2\xa1": ("<", 10**6),
           b"\xa1\xb2\x3c\x4d": (">", 10**9), b"\x4d\x3c\xb2\xa1": ("<", 10**9)}  # -> byte order, parts of a second
 PCAPNG = b"\x0a\x0d\x0d\x0a"
-SYN, ACK = 0x02, 0x10
+SYN, RST, ACK = 0x02, 0x04, 0x10
 READ = (0, 1, 12, 14, 101, 108, 113, 228, 229, 276)  # link types that ip_of() knows, and names of others
 NOT_READ = {9: "PPP", 50: "PPP", 105: "802.11 (a card in monitor mode)", 119: "802.11 behind Prism headers", 127: "802.11 behind radiotap headers (a card in monitor mode)",
             163: "802.11 behind AVS headers", 189: "USB", 192: "PPI", 220: "USB", 258: "PKTAP (macOS: capture one interface, not all)"}
+CUT = "their ends, which were cut off when they were recorded (tcpdump -s 0 keeps all)"
 TAGS = (0x8100, 0x88a8, 0x9100, 0x9200)  # of a VLAN, and around another
 NEAR = 1 << 24  # bytes; a SYN that comes late is this near to what it begins, hardly one of another connection
 
@@ -148,7 +149,8 @@ def ip_of(link, data):
 
 
 def tcp_of(packet):
-    """(source, destination, TCP segment) of an IP packet, without padding; None if it is not whole TCP. Addresses are (host, port)."""
+    """(source, destination, TCP segment without padding, how many bytes of it were not recorded) of an IP packet; None if it is not TCP,
+    or a fragment of it. Addresses are (host, port)."""
     version = packet[0] >> 4 if packet else 0
     if version == 4:
         size, fragment, protocol = struct.unpack_from("!2xH2xHxB", packet)
@@ -163,7 +165,7 @@ def tcp_of(packet):
     segment = packet[start:size or None]  # the size is 0 when the network card was to cut it up
     ports = struct.unpack_from("!HH", segment)
     source, destination = ((str(ipaddress.ip_address(host)), port) for host, port in zip(hosts, ports))
-    return source, destination, segment
+    return source, destination, segment, max(0, size - len(packet))
 
 
 def not_read(link, data):
@@ -180,7 +182,7 @@ def not_read(link, data):
 def payload_of(link, packet):
     """The bytes that a TCP packet of this link type carries; b"" if it is none."""
     try:
-        _, _, segment = tcp_of(ip_of(link, packet)) or (None, None, b"")
+        _, _, segment, _ = tcp_of(ip_of(link, packet)) or (None, None, b"", 0)
         return segment[4 * (segment[12] >> 4):] if segment else b""
     except (struct.error, IndexError):
         return b""
@@ -196,21 +198,26 @@ class Side:
     def __init__(self):
         self.first = None  # where the stream begins, once a SYN told
         self.last = None   # the latest sequence number, counted on beyond 2**32
+        self.end = None    # as far as it went, captured or not
         self.segments = []
 
-    def add(self, sequence, syn, seconds, data):
+    def add(self, sequence, flags, seconds, data, cut):
+        """Take a segment, of which `cut` bytes were not recorded."""
         if self.last is None:
             self.last = sequence + 2**32
         place = self.last + (sequence - self.last + 2**31) % 2**32 - 2**31
         self.last = max(self.last, place)
-        if syn:
+        if flags & SYN:
             place += 1
             self.first = place
+        if not flags & RST:  # its number may be anything
+            self.end = max(self.end or place, place + len(data) + cut)
         if data:
             self.segments.append((place, seconds, data))
 
     def pieces(self):
-        """[(seconds, bytes that were not captured before it, bytes)] in the order of the stream; nothing is in it twice."""
+        """[(seconds, bytes that were not captured before it, bytes)] in the order of the stream; nothing is in it twice. The last one has
+        no bytes where its end was not captured."""
         ordered = in_order(self.segments)
         at = self.first if self.first is not None else ordered[0][0] if ordered else 0
         seconds, pieces = 0.0, []
@@ -219,7 +226,7 @@ class Side:
                 seconds = max(seconds, arrived)  # what came early has to wait for what it follows
                 pieces.append((seconds, place - at, data))
                 at = place + len(data)
-        return pieces
+        return pieces + ([(seconds, self.end - at, b"")] if pieces and self.end and self.end > at else [])
 
 
 def in_order(segments):
@@ -273,16 +280,17 @@ def connections(packets):
             parts = tcp_of(ip_of(link, data))
             if parts is None and (why := not_read(link, data)):
                 passed[why] += 1
-            add(found, current, seconds, parts)
+            cut = add(found, current, seconds, parts)
         except (struct.error, IndexError):
-            continue  # a packet that is shorter than its headers say
+            cut = True  # a packet that ends within its headers
+        passed.update([CUT] if cut else [])
 
 
 def add(found, current, seconds, parts):
-    """Give a segment to its connection, a new one if it begins with it."""
+    """Give a segment to its connection, a new one if it begins with it; whether its end was not recorded."""
     if parts is None or parts[0] == parts[1]:  # a socket that is connected to itself has no two sides
-        return
-    source, destination, segment = parts
+        return False
+    source, destination, segment, cut = parts
     sequence, offset, flags = struct.unpack_from("!4xI4xBB", segment)
     key = frozenset((source, destination))
     connection = current.get(key)
@@ -292,4 +300,5 @@ def add(found, current, seconds, parts):
         found.append(connection)
     if begins:
         connection.client, connection.began = source, sequence
-    connection.sides[source].add(sequence, flags & SYN, seconds, segment[4 * (offset >> 4):])
+    connection.sides[source].add(sequence, flags, seconds, segment[4 * (offset >> 4):], cut)
+    return cut > 0

@@ -51,6 +51,7 @@ FEW = 4 * ROW          # bytes; what is not longer is shown whole
 HEAD, TAIL = 60, 12    # lines shown of a long dump: its beginning and its end
 MAX_RUNS = 100_000     # told of one frame; 16 MiB of tiny fields would take gigabytes
 LONG = 60              # characters shown of a string
+NOT_CAPTURED = " are not in the capture"
 CONNECT_SECONDS = 5.0  # for the proxy's target to accept
 WAITING = 1000         # pieces of traffic that wait to be printed; beyond that the proxy slows the traffic down
 
@@ -182,15 +183,17 @@ def varint(data, at, end):
 class Reading:
     """A message, read: what its bytes mean, and how far they are what they should be."""
 
-    def __init__(self, data, kind):
+    def __init__(self, data, kind, cut=False):
         self.data = data
         self.kind = kind
+        self.cut = cut    # the rest was not captured: that there is no more is no mistake
         self.runs = []    # (start, end, depth, text), in order and without a gap
         self.wrong = 0    # things that a parser or SPEC.md refuses
         self.odd = 0      # things to be skipped: a field that is not known counts 1, one below 8 counts 2
         self.values = {}  # "join.listening_addr" -> [value, ...]
 
     def say(self, start, end, depth, text):
+        text = text.removeprefix("!! ") if self.cut and end == len(self.data) else text
         self.wrong += text.startswith("!! ")
         self.runs.append((start, end, depth, text))
 
@@ -272,19 +275,21 @@ class Reading:
             return end
         after = min(end, start + size)
         self.keep(path, self.data[start:after])
-        self.say(at, start, depth, counted(size, "byte") if start + size <= end else f"!! {counted(size, 'byte')}, but only {end - start:,} are left")
+        cut = self.cut and after == len(self.data) and start + size > end
+        short = f"{'' if cut else '!! '}{counted(size, 'byte')}, but only {end - start:,} are left"
+        self.say(at, start, depth, counted(size, "byte") if start + size <= end else short)
         here = len(self.runs) - 1
         if not size and type_ in EMPTY:
             self.amend(here, EMPTY[type_])
         if is_message(type_):
             self.message(type_, path + ".", start, after, depth + 1)
             field, text = ABSENT.get(type_, ("", ""))
-            if f"{path}.{field}" not in self.values:
+            if f"{path}.{field}" not in self.values and not cut:
                 self.amend(here, text)
         elif type_ == "chunk_ids":
             self.packed(path, start, after, depth + 1)
         elif start < after:
-            self.say(start, after, depth + 1, VALUES[type_][1](self.data[start:after]) if type_ else "its bytes")
+            self.say(start, after, depth + 1, "its beginning" if cut else VALUES[type_][1](self.data[start:after]) if type_ else "its bytes")
         return after
 
     def packed(self, path, at, end, depth):
@@ -335,10 +340,13 @@ def length_of(data, kind):
     return 8, 8 + said, f"length: {counted(said, 'byte')} of message"
 
 
-def read(frame, kind):
-    """The Reading of a whole frame: the length, the message, and what is behind it. `kind` is "request" or "response"."""
-    reading = Reading(bytes(frame), kind)
+def read(frame, kind, cut=False):
+    """The Reading of a frame: the length, the message, and what is behind it. `kind` is "request" or "response". `cut`: the rest of it
+    was not captured."""
+    reading = Reading(bytes(frame), kind, cut)
     size, end, text = length_of(reading.data, kind)
+    if cut and int.from_bytes(frame[:8], "big") <= MAX_FRAME:
+        text = text.removeprefix("!! ")
     if len(reading.data):
         reading.say(0, size, 0, text)
     reading.top(size, end)
@@ -355,9 +363,9 @@ def fields(frame, kind):
     return [(start, end, text) for start, end, _, text in read(frame, kind).runs]
 
 
-def headline(frame, kind):
+def headline(frame, kind, cut=False):
     """A frame in a few words: "Fetch Chunk, chunk id 262,144"."""
-    reading = read(frame, kind)
+    reading = read(frame, kind, cut)
     last = [name for name in reading.values if name in TITLES][-1:]
     if not last:
         return "no type that is known" if len(frame) >= 8 else "no whole frame"
@@ -416,14 +424,14 @@ def lines_of(run, data, limit, mark):
         yield first, last, f"{left:{column}}{words}".rstrip()
 
 
-def render(frame, kind, limit=SHOWN, mark=None, note=""):
+def render(frame, kind, limit=SHOWN, mark=None, note="", cut=False):
     """The annotated hexdump, a list of lines: offset, at most 8 bytes of hex, what they mean.
 
     `limit` is how many bytes are shown of a chunk and of whatever else is longer than 32. Under the byte at offset `mark`, which
-    is never left out, comes a caret with the note; it may be the offset at which the frame ends.
+    is never left out, comes a caret with the note; it may be the offset at which the frame ends. `cut` as in read().
     """
     data = bytes(frame)
-    lines = [line for run in read(data, kind).runs for line in lines_of(run, data, limit, mark)]
+    lines = [line for run in read(data, kind, cut).runs for line in lines_of(run, data, limit, mark)]
     if mark is None:
         return folded([line for _, _, line in lines])
     with_bytes = [i for i, (start, end, _) in enumerate(lines) if start < end and start <= mark]
@@ -537,8 +545,9 @@ class Talk:
             arrow, what = "←", f"answer to {number} after {shown_time(seconds - asked)}"
         else:
             arrow, what = "←", "answer to a request that was not seen"
-        text = f"{what}, {counted(len(frame), 'byte')}: {headline(frame, kind)}{note}"
-        return [self.line(seconds, arrow, text), *render(frame, kind), ""]
+        cut = NOT_CAPTURED in note
+        text = f"{what}, {counted(len(frame), 'byte')}: {headline(frame, kind, cut)}{note}"
+        return [self.line(seconds, arrow, text), *render(frame, kind, cut=cut), ""]
 
     def unanswered(self):
         """What is to be told of the requests that still wait, or ""; they wait no more."""
@@ -553,16 +562,17 @@ class Talk:
 
 def frames_of(pieces, whole):
     """[(seconds, frame, note)] of one side of a connection; `pieces` as from Side.pieces, `whole` if its beginning was captured."""
-    cutter, frames, lost = Cutter(), [], not whole
+    cutter, frames, lost, before = Cutter(), [], not whole, 0.0
     for seconds, missing, data in pieces:
         if missing:
-            frames += rest_of(cutter, seconds, f"; then {counted(missing, 'byte')} are not in the capture")
+            frames += rest_of(cutter, before, f"; then {counted(missing, 'byte')}{NOT_CAPTURED}")
             lost = True
+        before = seconds
         if lost and not begins_frame(data):
             continue  # the middle of a frame whose beginning is missing
         lost = False
         frames += [(seconds, frame, "") for frame in cutter.feed(data)]
-    return frames + rest_of(cutter, pieces[-1][0] if pieces else 0.0, "; then nothing more came")
+    return frames + rest_of(cutter, before, "; then nothing more came")
 
 
 def rest_of(cutter, seconds, note):
