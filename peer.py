@@ -1346,8 +1346,8 @@ class Uploads:
 
     def __init__(self, rate=None):
         self.rate = rate  # bytes per second; None: as fast as it goes
-        # Bytes read and paid for at a time: 50 ms worth of them, under a limit.
-        self.piece = max(1, min(64 * KIB, int(rate / 20))) if rate else MIB
+        # Bytes read and paid for at a time: more stall the socket; under a limit, 50 ms worth.
+        self.piece = max(1, min(UNSENT_BYTES, int(rate / 20))) if rate else UNSENT_BYTES
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)  # a slot is free
         # Guarded by lock:

@@ -691,11 +691,11 @@ def test_an_answer_may_take_longer_the_longer_it_is(monkeypatch):
 def test_without_a_limit_nobody_waits_for_the_rate(limited):
     uploads, clock = limited(None)
     uploads.pay(1, 1 << 40)
-    assert clock.now == Time().now and uploads.piece == peer.MIB
+    assert clock.now == Time().now and uploads.piece == peer.UNSENT_BYTES
 
 
 def test_what_is_sent_at_a_time_is_fifty_milliseconds_worth_within_bounds():
-    assert [peer.Uploads(rate).piece for rate in (1, 20_000, 1 << 30)] == [1, 1000, 65_536]
+    assert [peer.Uploads(rate).piece for rate in (1, 20_000, 1 << 30)] == [1, 1000, 32_768]
 
 
 # Pauses, and requests ahead.
