@@ -2,16 +2,16 @@
 """What each rule of the swarm is worth: real swarms with one rule taken out at a time, beside the simulator's prediction.
 
     make ablation                        16 leechers, every rule, three runs each: about 12 minutes; QUICK=1: one run of 8 leechers, about 2
-    python lab/ablation.py --rule busy   one rule and none
+    python lab/ablation.py --rule busy   the baseline, and one rule taken out
     python lab/ablation.py --links up=20M,down=100M,delay=10ms --quick
                                          on links (lab/links.py) instead of under a limit; over the bound instead of the floor
 
-A rule is taken out of peer.py by the very lines that take it out of the simulator (RULES in
-lab/simulate.py): the peers that are started are peer.py with such a line run first. Swarms, limits and the moment from
-which time runs are those of lab/distribution.py. Writes ablation.json: every run, real and
-simulated, after each rule; what was there before is replaced when the first is measured. Exit codes as there.
+The lines that take a rule out of the simulator (RULES in lab/simulate.py) take it out of peer.py too: each peer
+runs such a line first. Swarms, limits and the start of the clock are those of lab/distribution.py, and so are the
+exit codes. Writes ablation.json, with every run, real and simulated, after each rule; an older file is replaced
+once the first rule has been measured.
 
-Reading order: a peer without a rule - measure one rule - main. It has no thread of its own.
+Reading order: a peer without a rule - measure one rule - main. There is one thread.
 """
 
 import json
@@ -29,12 +29,12 @@ import simulate
 LEECHERS, CHUNKS, TAU = 16, 80, 0.2        # 84 τ are 17 s; at that rate the processors are less than half busy
 QUICK_LEECHERS, QUICK_CHUNKS, QUICK_TAU = 8, 60, 0.12
 CHUNK_SIZE = 32 * peer.KIB                 # on links it is the usual one
-RUNS = 3                                   # real ones of each rule; the median counts
+RUNS = 3                                   # real runs of each rule; the median counts
 SIMULATED_RUNS = 15                        # these cost little
 
 
 def program_without(rule, folder):
-    """The path of a peer.py without this rule, made in the folder."""
+    """Write a peer.py without this rule into the folder; return its path."""
     path = os.path.join(folder, "peer_without_a_rule.py")
     with open(path, "w") as file:
         file.write(f"import sys\nsys.path.insert(0, {distribution.ROOT!r})\nimport peer\n{simulate.RULES[rule]}\n"
@@ -43,7 +43,7 @@ def program_without(rule, folder):
 
 
 def real_runs(rule, args):
-    """As many real swarms as were asked for: distribution.Result."""
+    """Run the requested number of real swarms: [distribution.Result]."""
     setup = {"n": args.leechers, "chunks": args.chunks, "chunk_size": args.chunk_size, "limit": args.chunk_size / args.tau}
     if args.links:
         setup["links"] = args.links
@@ -119,12 +119,12 @@ def parse_arguments(argv=None):
 
 def ablation(args):
     began, found = time.monotonic(), []
-    open(args.out, "a").close()  # now, for who cannot write there wants to know it before the measurement
+    open(args.out, "a").close()  # before measuring: a path that cannot be written should fail now
     print(f"{args.leechers} leechers, {args.chunks} chunks of {args.tau:.3g} s, {'bound' if args.links else 'floor'} {least(args):.1f} s, "
           f"medians of {args.runs} real and {args.simulated} simulated runs\n{HEAD}", flush=True)
     for rule in [None, *(args.rule or simulate.rules(args.links))]:
         found.append(compare(rule, args))
-        with open(args.out, "w") as file:  # all of it, each time: an interruption waits until it is written, and costs one rule
+        with open(args.out, "w") as file:  # rewritten after each rule; an interruption waits for it, so it costs one rule at most
             json.dump(found, file, indent=1)
         print(line(found[-1]), flush=True)
     print(f"{time.monotonic() - began:.0f} s; wrote {args.out}", flush=True)

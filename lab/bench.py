@@ -8,14 +8,14 @@
 It prints one table and writes bench.json, with the figures of every run. Exit code 0: all was
 measured, whatever the verdicts; 1: something failed; 130: interrupted.
 
-How it measures. In a round every program has one turn, ours first; a round that does not count goes
-before, so that sources and programs are in memory for all. Each turn writes into a new folder, which
-is deleted after it. `ours/its` is the ratio of the medians: 0.5 says that ours takes half the time;
-`each round` has the smallest and the largest within one round. What a program wrote is compared
-with the source after its turn, when its time has been taken.
+How it measures. In a round every program has one turn, ours first. A warm-up round that does not
+count comes first, so that sources and programs are in memory for all. Each turn writes into a new
+folder, which is deleted after it. `ours/its` is the ratio of the medians: 0.5 means that ours takes
+half the time; `each round` shows the smallest and the largest ratio within one round. The output of
+a program is compared with the source after its turn, outside of the time measured.
 
-Reading order: constants - small programs that are measured, or that press on what is measured -
-processes - turns of each program - cases - the table - main.
+Reading order: constants - small programs that are measured, or that generate load - processes -
+turns of each program - cases - the table - main.
 """
 
 import hashlib
@@ -29,23 +29,23 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BENCH = os.path.abspath(__file__)
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
-RAW_CHUNK = 256 * KIB       # bytes that the raw path has whole, hashes and then writes: as a peer must
-RAW_STREAM = 2 * MIB        # bytes per recv_into of the raw path that need not: the fastest of 64 KiB to 4 MiB
-PIECE_SIZE = 256 * KIB      # of a torrent: as large as a chunk of ours
-TORRENT_FORMAT = "v1_only"  # took 2.1 s for 1 GiB where v2_only, which has SHA-256 as we have, took 2.5 s
-CLIENTS = 4                 # connections that ask a tracker at once: enough that it never waits for an asker
-LOAD_PEERS = 500            # that prove to one tracker
+RAW_CHUNK = 256 * KIB       # bytes that the raw path collects, hashes and then writes, as a peer must
+RAW_STREAM = 2 * MIB        # bytes per recv_into of the raw path that need not collect: the fastest of 64 KiB to 4 MiB
+PIECE_SIZE = 256 * KIB      # of a torrent: the size of our chunks
+TORRENT_FORMAT = "v1_only"  # took 2.1 s for 1 GiB; v2_only, with SHA-256 as ours, took 2.5 s
+CLIENTS = 4                 # connections that query a tracker at once: enough to keep it busy
+LOAD_PEERS = 500            # that send proofs to one tracker
 PROOF_SECONDS = 3.0         # between two proofs of a peer, at a lease of 10 s
 PATIENCE = 600              # seconds for anything; a process that takes longer is killed, and has failed
 MEMORY_TARGET = 60          # MB (10^6 bytes) of resident memory, for tracker and peer
 ABSENT = "not installed"
 OK_FRAME = bytes.fromhex("0000000000000002 0a00")
 
-# (case, program): the most that ours may take, as a share of that program's time; for ours itself, in seconds.
+# (case, program): the most time ours may take, as a multiple of that program's; for ours itself, in seconds.
 TARGETS = {("one", "raw limit"): 1.0, ("one", "libtorrent"): 0.5, ("eight", "libtorrent"): 0.5, ("eight", "curl"): 1.5, ("start", "ours"): 0.15}
 
-# Small programs, each run as a process of its own: `bench.py NAME ARGUMENT...`. They import late
-# what only one of them needs, for their start is measured too.
+# Small programs, each run as a process of its own: `bench.py NAME ARGUMENT...`. What only one of
+# them needs is imported inside it, because their start is measured too.
 
 
 def raw_send(path):
@@ -67,7 +67,7 @@ def raw_send(path):
 def raw_receive(port, out, size, chunk, wait):
     """What one thread must do for a verified file: receive, hash, write. No protocol, no choice, no other peers.
 
-    With `wait` it hashes and writes chunks that are whole, without it whatever has come.
+    With `wait` it hashes and writes whole chunks, without it whatever has arrived.
     """
     fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     os.ftruncate(fd, int(size))
@@ -90,13 +90,13 @@ def make_torrent(path, out):
 
 
 def torrent_peer(torrent, folder, port, *others):
-    """Seed or leech with libtorrent until SIGTERM; tells the time at which it was a seeder.
+    """Seed or leech with libtorrent until SIGTERM; print the time at which it became a seeder.
 
-    Nothing slows it: no rate limit, no encryption, no uTP, no limit of unchoked peers, and a tick of
-    100 ms, for it dials at a tick (500 by default). Larger buffers and more threads made it no faster.
+    Nothing slows it: no rate limit, no encryption, no uTP, no limit on unchoked peers, and a tick of 100 ms
+    (500 by default), because it dials only on ticks. Larger buffers and more threads made it no faster.
     """
     import libtorrent as lt
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())  # an orderly end writes what is still in memory
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())  # an orderly exit writes what is still in memory
     session = lt.session({
         "listen_interfaces": f"127.0.0.1:{port}", "allow_multiple_connections_per_ip": True,
         "enable_dht": False, "enable_lsd": False, "enable_upnp": False, "enable_natpmp": False,
@@ -118,7 +118,7 @@ def torrent_peer(torrent, folder, port, *others):
 
 
 def proof_frames(count):
-    """The frames of so many peers' Active Proofs."""
+    """The frames of the Active Proofs of `count` peers."""
     sys.path.insert(0, ROOT)
     from messages_pb2 import Request
     proofs = [Request.ActiveProof(listening_addr=f"127.0.0.1:{20_000 + number}") for number in range(count)]
@@ -127,7 +127,7 @@ def proof_frames(count):
 
 
 def prove(sock, frame):
-    """One request and its answer, which must be Ok."""
+    """Send one request and read its answer, which must be Ok."""
     sock.sendall(frame)
     answer = sock.recv(len(OK_FRAME), socket.MSG_WAITALL)
     if answer != OK_FRAME:
@@ -135,7 +135,7 @@ def prove(sock, frame):
 
 
 def load_requests(kind, port, seconds):
-    """Print how many proofs a second the tracker answers, on `kept` connections or each on a `fresh` one."""
+    """Print how many proofs per second the tracker answers, on `kept` connections or on a `fresh` one each."""
     from concurrent.futures import ThreadPoolExecutor
 
     def ask(frame, count=0):
@@ -154,7 +154,7 @@ def load_requests(kind, port, seconds):
 
 
 def load_swarm(pid, port, seconds):
-    """Be LOAD_PEERS peers that prove every PROOF_SECONDS; print the share of a core that the tracker uses meanwhile."""
+    """Act as LOAD_PEERS peers that send a proof every PROOF_SECONDS; print the share of a core that the tracker uses."""
     frames = proof_frames(LOAD_PEERS)
     proofs = int(float(seconds) / PROOF_SECONDS * LOAD_PEERS)
     began = time.monotonic()
@@ -195,16 +195,16 @@ from typing import NamedTuple  # noqa: E402
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
 NUMBERS = itertools.count()
-RUNNING = set()  # processes that were started and not yet waited for
+RUNNING = set()  # processes started and not yet waited for
 
 
 class Failure(Exception):
-    """What was to be measured did not work; the one line says why."""
+    """The measurement failed; the one line says why."""
 
 
 @contextlib.contextmanager
 def undisturbed():
-    """Put off a Ctrl-C until what is inside is done."""
+    """Defer Ctrl-C until the block is done."""
     came = []
     for number in SIGNALS:
         signal.signal(number, lambda *_: came.append(True))
@@ -228,10 +228,10 @@ def start(command, folder):
 
 
 def finish(process, seconds=PATIENCE):
-    """Wait for a process: (exit code, its peak of resident memory in bytes). It is killed after so many seconds.
+    """Wait for a process: (exit code, its peak resident memory in bytes). It is killed after `seconds`.
 
-    The kernel counts from before exec, so no peak is below this program's own, some 22 MB: it keeps
-    nothing large in memory.
+    The kernel counts from before exec, so no peak is below this program's own, about 22 MB; that is
+    why this program keeps nothing large in memory.
     """
     killer = threading.Timer(seconds, os.kill, (process.pid, signal.SIGKILL))
     killer.daemon = True  # an interrupt may come before the cancel
@@ -246,13 +246,13 @@ def finish(process, seconds=PATIENCE):
 
 
 def end(process):
-    """End a process that would go on for ever; its peak of memory."""
-    os.kill(process.pid, signal.SIGTERM)  # not terminate(), which may itself wait for it
+    """End a process that would run forever; return its peak memory."""
+    os.kill(process.pid, signal.SIGTERM)  # not terminate(), which may reap the process itself
     return finish(process, 60)[1]  # libtorrent may have much to write
 
 
 def end_all():
-    """End what still runs, all at the same time."""
+    """End all processes that still run, all at once."""
     with undisturbed():
         for act in (lambda process: os.kill(process.pid, signal.SIGTERM)), (lambda process: finish(process, 5)):
             for process in list(RUNNING):
@@ -261,7 +261,7 @@ def end_all():
 
 
 def await_line(process, pattern):
-    """The first group of the pattern, once the process has written a line that has it."""
+    """Wait for the process to write a line that matches; return the first group."""
     give_up = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < give_up:
         if match := re.search(pattern, output_of(process)):
@@ -282,7 +282,7 @@ def last_line(text):
 
 
 def timed(commands, folder):
-    """Start all at once: (seconds until the last has exited, their largest peak of memory, the first one's output)."""
+    """Start all at once: (seconds until the last has exited, their largest peak memory, the first one's output)."""
     began = time.monotonic()
     processes = [start(command, folder) for command in commands]
     peaks = [finish(process)[1] for process in processes]
@@ -293,12 +293,12 @@ def timed(commands, folder):
     return seconds, max(peaks), output_of(processes[0])
 
 
-# Turns. Each function starts what serves the source, and returns the turn of one program: a function
-# that fetches into a folder, and returns (seconds, the largest peak of memory in bytes).
+# Turns. Each function starts the server of the source and returns the turn of one program: a function
+# that fetches into a folder and returns (seconds, the largest peak memory in bytes).
 
 
 def make_source(folder, size):
-    """A file of random bytes; on disk, lest its write-back falls into somebody's turn."""
+    """Make a file of random bytes, flushed to disk so that its write-back does not disturb a turn."""
     os.mkdir(os.path.join(folder, "source"))
     with open(os.path.join(folder, "source", "file.bin"), "wb") as file:
         for offset in range(0, size, MIB):
@@ -315,7 +315,7 @@ def compare_files(paths, source):
 
 
 def turn(source, count, command):
-    """The turn of a program of which `count` processes run at once and end by themselves; `command(out)` starts one."""
+    """The turn of a program with `count` processes at once, which end by themselves; `command(out)` starts one."""
     def take(folder):
         outs = [os.path.join(folder, f"out{number}") for number in range(count)]
         seconds, peak, _ = timed([command(out) for out in outs], folder)
@@ -325,7 +325,7 @@ def turn(source, count, command):
 
 
 def serve(source, folder):
-    """(process, port) of a tracker that seeds the file. On loopback only: no firewall has a say in it."""
+    """(process, port) of a tracker that seeds the file. On loopback only, out of reach of a firewall."""
     process = start([sys.executable, "tracker.py", source, "--host", "127.0.0.1", "--port", "0"], folder)
     return process, await_line(process, r"listening on port (\d+)")
 
@@ -367,8 +367,8 @@ def curl(args, source, count, folder):
 
 
 def libtorrent(args, source, count, folder):
-    """Leechers that are told of the seeder and of one another; the turn lasts until the last of them is a seeder."""
-    command = [args.libtorrent, "-W", "ignore", BENCH]  # ignore: it deprecates what its older versions need
+    """Leechers that know the seeder and one another; the turn lasts until the last of them is a seeder."""
+    command = [args.libtorrent, "-W", "ignore", BENCH]  # ignore: it warns about calls that its older versions need
     torrent = os.path.join(folder, "file.torrent")
     timed([command + ["make-torrent", source, torrent]], folder)
     (seeder,) = free_ports(1)
@@ -388,7 +388,7 @@ def libtorrent(args, source, count, folder):
 
 
 def free_ports(count):
-    """Ports that nobody has yet, as text: libtorrent's peers are told one another's before they start."""
+    """Free ports, as text: libtorrent's peers are told one another's ports before they start."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [str(sock.getsockname()[1]) for sock in sockets]
     for sock in sockets:
@@ -396,7 +396,7 @@ def free_ports(count):
     return ports
 
 
-# Cases. What they start and do not end is ended after them (measure).
+# Cases. Whatever a case leaves running is ended after it (measure).
 
 
 class Case(NamedTuple):
@@ -404,7 +404,7 @@ class Case(NamedTuple):
     sizes: tuple       # of the file, in bytes: in a full run, with --quick
     leechers: int = 1
     beside: dict = {}  # name -> the function that returns its turn
-    rounds: int = 1    # for each of --runs; more where a turn takes a tenth of a second
+    rounds: int = 1    # for each of --runs; more if a turn takes only a tenth of a second
 
 
 CASES = {
@@ -420,7 +420,7 @@ CASES = {
 
 
 def transfer(args, report, folder, name):
-    """One seeder and the case's leechers, in turns with the programs beside them."""
+    """One seeder and the case's leechers, taking turns with the other programs."""
     case = CASES[name]
     source = make_source(folder, case.sizes[args.quick])
     tracker, port = serve(source, folder)
@@ -434,14 +434,14 @@ def transfer(args, report, folder, name):
 
 
 def touch_memory(folder, size):
-    """Write so much, and delete it: a virtual machine's host may have taken back what the last turn left, and this turn would pay for it."""
+    """Write `size` bytes and delete them: a VM's host may have reclaimed the memory freed by the last turn; this turn must not pay for it."""
     with tempfile.TemporaryFile(dir=folder) as file:
         for _ in range(0, size, MIB):
             file.write(bytes(MIB))
 
 
 def compare(report, case, turns, rounds, folder, written):
-    """Take turns in rounds, and report medians and ratios; the peak of memory of ours, in bytes."""
+    """Take turns in rounds, and report medians and ratios; return our peak memory in bytes."""
     runs = report["runs"][case] = {name: {"seconds": [], "peak_bytes": []} for name in turns}
     for number in range(rounds + 1):
         for name, take in turns.items():
@@ -474,7 +474,7 @@ def add_memory(report, where, **peaks):
 
 
 def crowd(args, report, folder, name):
-    """A transfer, after which nothing is left of it."""
+    """A transfer that leaves nothing behind."""
     transfer(args, report, folder, name)
     add(report, name, "complete, digests equal, exit code 0", CASES[name].leechers, "peers", ">=", CASES[name].leechers)
     shown = subprocess.run(["ps", "-A", "-o", "args="], capture_output=True, text=True).stdout
@@ -482,7 +482,7 @@ def crowd(args, report, folder, name):
 
 
 def memory(args, report, folder, name):
-    """A file of many chunks, which has no bytes on disk but those that a peer writes."""
+    """A sparse file of many chunks: only what a peer writes takes space on disk."""
     size, source, out = CASES[name].sizes[args.quick], os.path.join(folder, "sparse.bin"), os.path.join(folder, "out")
     with open(source, "wb") as file:
         file.truncate(size)
@@ -555,7 +555,7 @@ def find_programs(args, folder):
 
 
 def version_of(command):
-    """The first version number that a command prints; None if it does not run."""
+    """The first version number that a command prints; None if the command fails."""
     try:
         shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
         return re.search(r"\d+(\.\d+)+", shown)[0]
@@ -564,7 +564,7 @@ def version_of(command):
 
 
 def install_libtorrent(folder):
-    """The interpreter of a new environment with libtorrent, gone when the bench ends; None, and one line, if that fails."""
+    """The interpreter of a temporary environment with libtorrent; if that fails, print one line and return None."""
     python = os.path.join(folder, "venv", "bin", "python")
     try:
         for command in ([sys.executable, "-m", "venv", os.path.join(folder, "venv")], [python, "-m", "pip", "install", "--quiet", "libtorrent"]):
@@ -576,7 +576,7 @@ def install_libtorrent(folder):
 
 
 def machine():
-    """What the figures depend on, and nothing that tells whose machine it is."""
+    """What the figures depend on, without anything that identifies the machine's owner."""
     return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "load_at_start": os.getloadavg()[0]}
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A swarm on one machine: a tracker, a seeder and six peers, and at the end the same file six times more.
+"""A swarm on one machine: a tracker, a seeder and six peers; at the end there are six more copies of the file.
 
     make demo        or: .venv/bin/python lab/demo.py
 
-Everything is what a user would start, as processes; what the bars show is read from the peers'
---events files. Uploads are limited, or it would be over before there is anything to see.
+The programs run as processes, as a user would start them; the bars show what the peers' --events
+files say. Uploads are limited, or it would be over before there is anything to see.
 
 Reading order: constants - processes - what is shown - main.
 """
@@ -23,20 +23,20 @@ import ending  # beside this file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SIZE = 10 << 20            # bytes of random file
-PEERS = 6                  # leechers, beside the seeder
-UPLOAD_LIMIT = 3 << 20     # bytes per second for each peer: the swarm needs some 5 s
+PEERS = 6                  # leechers, besides the seeder
+UPLOAD_LIMIT = 3 << 20     # bytes per second for each peer: the swarm takes about 5 s
 GIVE_UP_SECONDS = 60       # it takes a tenth of that
 SHOW_SECONDS = 0.1         # between two looks at the events
-BAR = 40                   # characters, where the terminal has room for them
+BAR = 40                   # characters, if the terminal has room for them
 
 
 def start(arguments, **options):
-    """A process of ours, in Python, with the repository as its folder; in a session of its own, or Ctrl-C would reach it too."""
+    """Start one of our Python programs in the repository's folder, in a session of its own so that Ctrl-C does not reach it."""
     return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, text=True, start_new_session=True, **options)
 
 
 def start_tracker(path, processes):
-    """The tracker, not seeding; the port that it says it listens on."""
+    """Start the tracker without seeding; return the port on which it says it listens."""
     tracker = start(["tracker.py", path, "--port", "0", "--no-seed"], stdout=subprocess.PIPE)
     processes.append(tracker)
     for line in tracker.stdout:
@@ -61,18 +61,18 @@ def digest(path):
 
 
 class Progress:
-    """What one peer's events tell: bytes fetched, from how many neighbors, complete or not."""
+    """What one peer's events say: bytes fetched, from how many neighbors, complete or not."""
 
     def __init__(self, name, events):
         self.name = name
         self.file = open(events)
-        self.rest = ""  # of a line that is not whole yet
+        self.rest = ""  # the beginning of an unfinished line
         self.fetched = 0
         self.neighbors = set()
         self.complete = False
 
     def read(self):
-        """Take in what was written since the last time."""
+        """Read what was written since the last call."""
         *lines, self.rest = (self.rest + self.file.read()).split("\n")
         for event in map(json.loads, lines):
             if event["event"] == "fetched":
@@ -81,7 +81,7 @@ class Progress:
             self.complete |= event["event"] == "complete"
 
     def line(self, width):
-        """What is shown of it, in at most so many characters: the bar gives way to the words."""
+        """This peer's line, at most `width` characters wide: the bar shrinks before the words do."""
         state = "complete" if self.complete else f"{100 * self.fetched / SIZE:5.1f} %  "
         words = f" {state}  {len(self.neighbors)} source{'s' * (len(self.neighbors) != 1)}"
         bar = max(0, min(BAR, width - len(self.name) - len(words) - 4))
@@ -90,12 +90,12 @@ class Progress:
 
 
 def on_terminal():
-    """Whether stdout is a terminal that can go back to the lines of the last time."""
+    """Whether stdout is a terminal that can overwrite earlier lines."""
     return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def width_of_terminal():
-    """Columns, as they are now."""
+    """The terminal's current number of columns."""
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80
     except (OSError, AttributeError, ValueError):
@@ -103,7 +103,7 @@ def width_of_terminal():
 
 
 def show(all_progress, again):
-    """One line for each peer; on a terminal over the lines of the last time."""
+    """Print one line for each peer; on a terminal, over the previous ones."""
     if again and on_terminal():
         print(f"\x1b[{len(all_progress)}A", end="")
     width = width_of_terminal()
@@ -130,11 +130,11 @@ def watch(all_progress, processes):
 
 
 def distribute(folder, processes):
-    """The whole life of a swarm, in one folder: start it, watch it, compare what arrived."""
+    """Run a whole swarm in one folder: start it, watch it, compare what arrived."""
     original = os.path.join(folder, "original.bin")
     with open(original, "wb") as file:
         file.write(os.urandom(SIZE))
-    shutil.copyfile(original, os.path.join(folder, "seeder.bin"))  # its OUT is complete: a seeder
+    shutil.copyfile(original, os.path.join(folder, "seeder.bin"))  # its OUT is already complete, so it is a seeder
     port = start_tracker(original, processes)
     began = time.monotonic()
     start_peer(folder, "seeder", port, processes)
@@ -147,7 +147,7 @@ def distribute(folder, processes):
 
 
 def compare(original, outs):
-    """All files must have the digest of the first."""
+    """Check that all files have the digest of the first."""
     expected = digest(original)
     wrong = [out for out in outs if digest(out) != expected]
     if wrong:

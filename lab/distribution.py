@@ -7,24 +7,24 @@
     python lab/distribution.py --point 16 160 --slow 0.05 --runs 5 --peer OTHER/peer.py
     python lab/distribution.py --point 8 64 --chunk-size 256K --links up=20M,down=100M,delay=10ms
 
-The figure writes distribution.svg, .csv and .json (every run) and prints a table. Exit code 0: measured;
-1: a run failed; 2: wrong arguments; 130, 143: interrupted; with --links also 3 and 4, as of lab/links.py.
-Nothing but these files is left behind.
+The figure writes distribution.svg, .csv and .json (every run) and prints a table. No other files are left behind.
+Exit code 0: measured; 1: a run failed; 2: wrong arguments; 130, 143: interrupted; with --links also 3 and 4, as
+for lab/links.py.
 
-What runs: tracker.py and one peer.py for each machine, as they are, as processes on loopback with
---upload-limit. A *client* is a peer that nobody can reach, as behind a home router: it listens on one
-loopback address and is listed under another, so it downloads with the same program and uploads nothing.
-With --links each of them is in a host of its own (lab/links.py), tracker and seeder in host 1, and nobody has an
---upload-limit: the links are the limit. The bounds have a round trip more, and d_min is that of the links.
+What runs: the unmodified tracker.py and one peer.py for each machine, as processes on loopback with --upload-limit.
+A *client* is a peer that nobody can reach, as if behind a home router: it listens on one loopback
+address and is listed under another, so it downloads with the same program and uploads nothing.
+With --links each program has a host of its own (lab/links.py), except that tracker and seeder share host 1. There is
+no --upload-limit: the links are the limit. The bounds gain one round trip, and d_min is that of the links.
 
 What is measured: the makespan, in seconds, from the moment at which the seeder begins until the last
-leecher has its last chunk verified and on disk. At that moment every leecher has joined, knows all
-others and has asked the seeder what it has; nothing was sent. That is the state in which the bounds begin. To get there the
-seeder is started first and stopped (SIGSTOP) before anyone asks it, and so is each leecher once it has joined;
-when all have, the leechers go on (SIGCONT), find each other, and then the seeder does. With
---staggered nobody is stopped: leechers find a seeder at work as they come, and time runs from the first Join.
+leecher has its last chunk verified and on disk. When the clock starts, every leecher has joined, knows all
+others and has asked the seeder what it has, but nothing has been sent: the state that the bounds assume. To get there the
+seeder is started first and stopped (SIGSTOP) before anyone asks it, and each leecher is stopped once it has joined;
+when all have joined, the leechers are continued (SIGCONT) and find each other, and then the seeder is continued. With
+--staggered nobody is stopped: leechers that arrive find the seeder already at work, and time runs from the first Join.
 
-What it is held against, for a file of F bytes in M chunks, N leechers, upload limits u_s and u, τ = chunk ÷ u:
+The theory that it is compared with, for a file of F bytes in M chunks, N leechers, upload limits u_s and u, τ = chunk ÷ u:
 
     client–server    max{ N·F/u_s, F/d_min }                       no peer has a download limit here: d_min is endless
     peer to peer     max{ F/u_s, F/d_min, N·F/(u_s + Σu) }         bits may flow on as soon as they arrive
@@ -69,25 +69,25 @@ TRACKER = os.path.join(ROOT, "tracker.py")
 NUMBERS = 1, 2, 4, 8, 16, 32     # leechers in the figure
 QUICK_NUMBERS = 1, 2, 4, 8
 CHUNK_SIZE = 64 * peer.KIB       # small files, so that 33 copies stay in memory
-CHUNKS, QUICK_CHUNKS = 20, 16    # F/u is 2.5 s, and 1 s
-TAU, QUICK_TAU = 1 / 8, 1 / 16   # seconds to upload a chunk: N = 32 is 256 chunks a second in the swarm, of some 3 ms of processor time each
-EXCHANGES = 80                   # chunks a second in the swarm for each processor, at most, when --point chooses the limit
-MOST_CPU = 0.5                   # share of the processors above which it is they that are measured, not the links
-SIMULATED_RUNS = 5               # that a --point is compared with
+CHUNKS, QUICK_CHUNKS = 20, 16    # F/u is 2.5 s and 1 s
+TAU, QUICK_TAU = 1 / 8, 1 / 16   # seconds to upload a chunk: N = 32 means 256 chunks a second in the swarm, about 3 ms of processor time each
+EXCHANGES = 80                   # at most as many chunks per second and processor in the swarm, when --point chooses the limit
+MOST_CPU = 0.5                   # share of the processors; above it, the run measures them and not the links
+SIMULATED_RUNS = 5               # to compare a --point with
 FEWEST_CHUNKS = 8                # in a file that is halved
-HALVINGS = 3                     # of the limit, until the processors are less busy than that
+HALVINGS = 3                     # of the limit at most, to keep the processors less busy than MOST_CPU
 RUNS = 3                         # of each peer-to-peer point; its median counts
-LEASE = 60                       # seconds: whoever is stopped while the others start must not expire
+LEASE = 60                       # seconds: a peer that is stopped while the others start must not expire
 LOOK_SECONDS = 0.01              # between two looks at the events while the swarm starts
-WATCH_SECONDS = 0.1              # ... and while it is measured: the times are in the events, so this only costs
+WATCH_SECONDS = 0.1              # ... and while it is measured: the events hold the times, so looking more often would only cost
 START_SECONDS = 60               # for all processes to start and find each other
 SETTLE_SECONDS = 0.2             # for the connections, once everyone has heard of everyone
 PATIENCE = 4                     # times the bound, and START_SECONDS more: then a run has failed
-HIDDEN_HOSTS = "127.0.0.2", "::1"  # where a client listens, and is not looked for; the first is not on every system
+HIDDEN_HOSTS = "127.0.0.2", "::1"  # where a client listens but nobody looks for it; not every system has the first
 
 
 class Failure(ending.Failure):
-    """A run did not work; the one line says why."""
+    """A run failed; the one line says why."""
 
     def __init__(self, line, code=1):
         super().__init__(line, code)
@@ -106,8 +106,8 @@ def p2p_bound(size, seeder, leechers, download=math.inf):
     return max(size / seeder, size / download, len(leechers) * size / (seeder + sum(leechers)))
 
 
-# Processes. Everything waits in nap(), so a signal is seen within a tenth of a second, and never
-# between the start of a process and the note of it.
+# Processes. All waiting is done in nap(), so a signal is handled within a tenth of a second, but never
+# between the start of a process and its entry in the list.
 
 
 def nap(seconds):
@@ -119,7 +119,7 @@ def nap(seconds):
 
 
 def eventually(condition, seconds, what, pause=LOOK_SECONDS):
-    """Wait until condition() is true, but no longer than so many seconds: Failure."""
+    """Wait until condition() is true; Failure after this many seconds."""
     give_up = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > give_up:
@@ -132,9 +132,9 @@ PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 def end_with_us():
-    """Run in a new process before its program: it is killed when this one ends, even by SIGKILL (Linux).
+    """Called in a new process before its program starts: when we end, even by SIGKILL, it is killed (Linux).
 
-    A peer that is stopped would stay for ever.
+    Otherwise a stopped peer would stay forever.
     """
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -149,7 +149,7 @@ class Process:
         open(self.path, "w").close()
         self.events = open(self.path, "rb")
         self.errors = tempfile.TemporaryFile()
-        self.rest = b""           # of a line that is not whole yet
+        self.rest = b""           # the beginning of an unfinished line
         self.transfers = []       # lines of `sent` and `fetched`: read when the run is over
         self.happened = {}        # any other event -> the last one
         self.neighbors = set()
@@ -158,7 +158,7 @@ class Process:
                                         start_new_session=True, preexec_fn=enter)  # a session, or Ctrl-C would reach it too
 
     def read(self):
-        """Take in what was written since the last time; Failure if the process has ended."""
+        """Read the events written since the last call; Failure if the process has ended."""
         *lines, self.rest = (self.rest + self.events.read()).split(b"\n")
         for line in lines:
             if b'"sent"' in line or b'"fetched"' in line:
@@ -181,11 +181,11 @@ class Process:
         self.process.send_signal(number)
 
     def bytes_of(self, what):
-        """The bytes of all chunks that it has noted as `sent`, or as `fetched`."""
+        """The total size of the chunks that it has noted as `sent`, or as `fetched`."""
         return sum(event["bytes"] for event in map(json.loads, self.transfers) if event["event"] == what)
 
     def cpu_seconds(self):
-        """Processor time that it has used so far; 0 where that cannot be told."""
+        """Processor time that it has used so far; 0 if that is unknown."""
         try:
             with open(f"/proc/{self.process.pid}/stat") as file:
                 fields = file.read().rpartition(")")[2].split()
@@ -200,7 +200,7 @@ class Process:
 
 
 def hidden_host():
-    """An address to listen on at which nobody looks who was told 127.0.0.1."""
+    """An address to listen on that cannot be reached as 127.0.0.1."""
     for host in HIDDEN_HOSTS:
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.bind((host, 0))
@@ -212,7 +212,7 @@ def hidden_host():
 
 
 class Swarm:
-    """A tracker, a seeder and leechers in a folder of their own; all of it is gone after `with`."""
+    """A tracker, a seeder and leechers in a folder of their own; `with` ends them all."""
 
     def __init__(self, folder, size, chunk_size, program, made=None):
         self.folder, self.program = folder, program
@@ -221,7 +221,7 @@ class Swarm:
         self.processes, self.leechers = [], []
         with open(self.original, "wb") as file:
             file.write(random.Random(size).randbytes(size))
-        shutil.copyfile(self.original, self.out("seeder"))  # its OUT is complete: a seeder
+        shutil.copyfile(self.original, self.out("seeder"))  # its OUT is already complete, so it is a seeder
         self.tracker = self.start("tracker", [TRACKER, self.original, "--host", self.address(1), "--port", "0", "--no-seed",
                                               "--chunk-size", str(chunk_size), "--expire", str(LEASE)])
 
@@ -230,7 +230,7 @@ class Swarm:
 
     def __exit__(self, *_):
         for process in self.processes:
-            process.process.kill()  # it may be stopped, and then no other signal ends it
+            process.process.kill()  # it may be stopped, and a stopped process ends only by SIGKILL
         for process in self.processes:
             process.close()
 
@@ -238,7 +238,7 @@ class Swarm:
         return os.path.join(self.folder, name + ".bin")
 
     def address(self, number):
-        """Where the programs of host `number` listen: 1 is the seeder's, leechers have the next ones."""
+        """Where the programs of host `number` listen: the seeder has number 1, the leechers the next ones."""
         return links.address(number) if self.links else "127.0.0.1"
 
     def start(self, name, command, number=1):
@@ -257,7 +257,7 @@ class Swarm:
         eventually(lambda: self.seeder.has("complete"), START_SECONDS, "a seeder that has joined")
 
     def start_leechers(self, limits, host, join):
-        """Start one for each limit, all at once; call join(leecher) when one has joined and dialled its first neighbor."""
+        """Start a leecher for each limit, all at once; call join(leecher) once it has joined and dialled its first neighbor."""
         self.leechers = [self.start_peer(f"peer {number}", limit, number + 1, host) for number, limit in enumerate(limits, 1)]
         absent = list(self.leechers)
 
@@ -279,7 +279,7 @@ class Swarm:
         return all(len(leecher.neighbors) >= min(len(self.leechers), peer.MAX_NEIGHBORS) for leecher in self.leechers)
 
     def begin_together(self, limits, host):
-        """Have everyone know everyone before the seeder sends a byte; the time at which it begins (monotonic)."""
+        """Let everyone find everyone before the seeder sends a byte; return the time at which it begins (monotonic)."""
         self.seeder.signal(signal.SIGSTOP)
         self.start_leechers(limits, host, lambda leecher: leecher.signal(signal.SIGSTOP))
         nap(peer.REFRESH_SECONDS)  # so that all ask for the peer list as soon as they go on, and none waits for the others
@@ -292,7 +292,7 @@ class Swarm:
         return began
 
     def begin_staggered(self, limits, host):
-        """Leechers come as they start, and the seeder serves them at once; the time of the first Join (monotonic)."""
+        """Leechers join as they start, and the seeder serves them at once; return the time of the first Join (monotonic)."""
         self.start_leechers(limits, host, lambda leecher: None)
         return min(leecher.happened["joined"]["t"] for leecher in self.leechers)
 
@@ -300,17 +300,17 @@ class Swarm:
         return sum(process.cpu_seconds() for process in self.processes)
 
     def complete(self):
-        return all([leecher.has("complete") for leecher in self.leechers])  # all are read, also after one that is not
+        return all([leecher.has("complete") for leecher in self.leechers])  # a list, so that every leecher's events are read
 
     def all_noted(self):
-        """Whether all that came is noted by its senders too: they do so a moment after the last byte, perhaps after the end."""
+        """Whether the senders, too, have noted all that arrived: they do so a moment after the last byte, perhaps after the end."""
         for process in self.processes:
             process.read()
         sent = sum(process.bytes_of("sent") for process in self.processes)
         return sent >= sum(leecher.bytes_of("fetched") for leecher in self.leechers)
 
     def check(self):
-        """Every file is the original."""
+        """Failure unless every file equals the original."""
         paths = [self.original, *(self.out(leecher.name) for leecher in self.leechers)]
         digests = {hashlib.sha256(open(path, "rb").read()).digest() for path in paths}
         if len(digests) != 1:
@@ -324,13 +324,13 @@ class Result(NamedTuple):
     """What one swarm did. Times in seconds from the beginning (see the top), in the order of the leechers."""
 
     makespan: float      # until the last leecher was complete
-    times: list          # until each was; with a slow one, that is the last of the list
+    times: list          # until each was complete; a slow one comes last
     seeder_bytes: int    # sent by the seeder, in whole chunks
     peer_bytes: list     # sent by each leecher
-    cpu: float           # share of all processors that was busy meanwhile, with whatever else; None where it cannot be told
+    cpu: float           # share of all processors that was busy meanwhile, with any program; None if unknown
     own: float = 0.0     # the swarm's own part of that
-    wire: float = None   # share of a core that the wire took; None without --links, like the next one
-    queue: float = None  # seconds that what the seeder sent waited in the queue of its uplink, on average
+    wire: float = None   # share of a core that the wire used; None without --links, as is `queue`
+    queue: float = None  # seconds that the seeder's bytes waited in the queue of its uplink, on average
 
 
 def cpu_times():
@@ -350,7 +350,7 @@ def cpu_share(before, after):
 
 
 def keep_events(swarm, events):
-    """Copy the events of all to a folder, for lab/timeline.py."""
+    """Copy everybody's events to a folder, for lab/timeline.py."""
     if events:
         os.makedirs(events, exist_ok=True)
         for process in swarm.processes:
@@ -373,8 +373,8 @@ def run_swarm(n, chunks, chunk_size, limit, *, program=PEER, events=None, **how)
     """Distribute a file of `chunks` chunks to `n` leechers, once: Result, or Failure.
 
     Everyone uploads at `limit` bytes per second; the seeder at `seeder` times that, and with `slow` the last
-    leecher at that share of it. `client_server`: nobody can reach the leechers. `links`: on such links, not on loopback.
-    `program` is the peer.py that is run, `events` a folder in which the events of all are left.
+    leecher at that share of it. `client_server`: nobody can reach the leechers. `links`: run on these links, not on loopback.
+    `program` is the peer.py to run, `events` a folder for everybody's events.
     """
     spec = the_links({"n": n, **how})
     how.pop("links", None)
@@ -384,7 +384,7 @@ def run_swarm(n, chunks, chunk_size, limit, *, program=PEER, events=None, **how)
 
 
 def run_once(made, n, chunks, chunk_size, limit, *, seeder=1.0, slow=None, client_server=False, staggered=False, program=PEER, events=None):
-    """What run_swarm says, on links that are made, or on loopback with None."""
+    """As run_swarm, on the links `made`, or on loopback if that is None."""
     limits = [limit] * (n - 1) + [limit * (slow or 1)]
     host = hidden_host() if client_server else None
     size = chunks * chunk_size
@@ -418,7 +418,7 @@ def report_of(made):
 
 
 class Point(NamedTuple):
-    """A configuration of run_swarm, its runs, and what they are held against (seconds; None where there is no such bound)."""
+    """A configuration of run_swarm, its runs, and what they are compared with (seconds; None if there is no such bound)."""
 
     setup: dict
     runs: list
@@ -426,7 +426,7 @@ class Point(NamedTuple):
     floor: float
 
     def makespan(self):
-        """The median over the runs. With a slow peer it is that of the others."""
+        """The median over the runs; with a slow peer, that of the other leechers."""
         return statistics.median(makespan_of(run, self.setup) for run in self.runs)
 
     def size(self):
@@ -444,7 +444,7 @@ def makespan_of(run, setup):
 
 
 def bounds(setup):
-    """(bound, floor) of a configuration in seconds. With a slow peer both are those of the others."""
+    """(bound, floor) of a configuration in seconds; with a slow peer, both hold for the other leechers."""
     n, size, limit = setup["n"] - bool(setup["slow"]), setup["chunks"] * setup["chunk_size"], setup["limit"]
     seeder = setup["seeder"] * limit
     if setup.get("links"):
@@ -456,7 +456,7 @@ def bounds(setup):
 
 
 def bounds_on_links(setup, n, size):
-    """As bounds(), with the download rate and the round trip of the links; no floor where uplinks differ."""
+    """As bounds(), with the download rate and the round trip of the links; no floor if uplinks differ."""
     spec = the_links(setup)
     rtt = 2 * spec.usual.delay
     floor = simulate.floor(n, setup["chunks"], setup["chunk_size"] / setup["limit"]) + rtt
@@ -479,7 +479,7 @@ def describe_run(run, setup, number, runs):
 
 
 def of_the_wire(runs):
-    """What to say of the links, if there were some: the seeder's queue, and the wire's largest share."""
+    """What to say about the links, if any: the seeder's queue and the wire's largest share."""
     runs = [run for run in runs if run.wire is not None]
     if not runs:
         return ""
@@ -488,7 +488,7 @@ def of_the_wire(runs):
 
 
 def attempt(setup, **options):
-    """run_swarm, and once more if it fails: a run that something disturbed is no figure."""
+    """run_swarm, tried once more if it fails: a disturbed run gives no figure."""
     try:
         return run_swarm(**setup, **options)
     except Failure as failure:
@@ -497,7 +497,7 @@ def attempt(setup, **options):
 
 
 def measure(setup, runs, **options):
-    """A Point: so many runs of one configuration, each with a line that says how it went."""
+    """A Point: `runs` runs of one configuration, each with a line that says how it went."""
     results = []
     for number in range(1, runs + 1):
         results.append(attempt(setup, **options))
@@ -511,8 +511,8 @@ def measure(setup, runs, **options):
 def fitting(setup, keep_duration, **options):
     """The configuration with its limit halved until the swarm keeps less than half of the processors busy.
 
-    What other programs use does not count: a lower limit would not help. With `keep_duration` the file is
-    halved with it, so that the whole takes no longer, as long as there are chunks enough.
+    What other programs use does not count, because a lower limit would not help. With `keep_duration` the file is
+    halved too, as long as it has enough chunks, so that the run takes no longer.
     """
     for _ in range(HALVINGS):
         run = attempt(setup, **options)
@@ -556,7 +556,7 @@ def write_json(points, path):
 
 
 def table(points):
-    """Lines: medians, each over its bound."""
+    """The table's lines: medians, each over its bound."""
     lines = [f"{'':13}   N   median s    bound s  over bound  over floor  seeder sent  CPU at most"]
     for point in points:
         mode = "client–server" if point.setup["client_server"] else "peer to peer "
@@ -567,13 +567,13 @@ def table(points):
     return lines
 
 
-# The figure. Dashed is what theory says, solid what was measured. N doubles from mark to mark.
+# The figure. Dashed lines are theory, solid ones are measured. N doubles from mark to mark.
 
 RIGHT, LABELS = 640, 680   # pixels: where the plots end, and where the labels of their lines begin
 
 
 def panel(picture, top, bottom, numbers, marks, title):
-    """A plot over N between two heights, with its axes; `marks` are the numbers along y, from its first to its last."""
+    """A plot over N between two heights, with its axes; `marks` are the numbers along y, from first to last."""
     plot = svg.Plot(picture, (76, top, RIGHT, bottom), (min(numbers) / 1.1, max(numbers) * 1.1), (marks[0], marks[-1]), log_x=True)
     plot.y_axis(title, marks)
     plot.x_axis("number of leechers N", marks=numbers)
@@ -588,7 +588,7 @@ def label_lines(plot, lines):
 
 
 def draw_times(picture, points, setup):
-    """The upper plot: seconds over N, as measured, and as theory has it."""
+    """The upper plot: seconds over N, measured and in theory."""
     numbers = sorted({point.setup["n"] for point in points})
     size, limit, seeder = setup["chunks"] * setup["chunk_size"], setup["limit"], setup["seeder"] * setup["limit"]
     fine = [min(numbers) * (max(numbers) / min(numbers)) ** (step / 200) for step in range(201)]
@@ -677,7 +677,7 @@ def existing_file(text):
 
 
 def prefix_of_files(text):
-    """Checked before anything is measured: five minutes later it would be a pity. No text, the default, is "distribution" or none."""
+    """Check the prefix before anything is measured, rather than fail minutes later. No text, the default, means "distribution" or none."""
     folder = os.path.dirname(text) or "."
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or text.endswith("/"):
         raise argparse.ArgumentTypeError(f"expected the beginning of file names in a folder that can be written, got {peer.show_name(text)}")
@@ -685,7 +685,7 @@ def prefix_of_files(text):
 
 
 def links_with_rate(text):
-    """Checked, and left as text, which a JSON file can hold."""
+    """Check the links, but keep the text, which a JSON file can hold."""
     if links.parse_links(text).usual.up == math.inf:
         raise argparse.ArgumentTypeError(f"expected up=RATE for all hosts, got {peer.show_name(text)}")
     return text
@@ -739,7 +739,7 @@ def setup_of(args, n, chunks, limit):
 
 
 def compare_with_simulation(point):
-    """A line: what lab/simulate.py makes of the same swarm, and how far from it the real one was."""
+    """A line with the prediction of lab/simulate.py for the same swarm, and how far the real one was from it."""
     setup = point.setup
     makespan = statistics.median(simulated(setup, seed) for seed in range(SIMULATED_RUNS))
     return (f"simulated: median of {SIMULATED_RUNS} {makespan:.3f} s, ratio {makespan / point.floor:.3f}; "
@@ -756,7 +756,7 @@ def simulated(setup, seed):
 
 
 def one_point(args):
-    """--point: one configuration, several runs, the median over the floor."""
+    """--point: one configuration, several runs, and the median over the floor."""
     n, chunks = args.point
     tau = max(QUICK_TAU, (n + args.seeder - 1) / EXCHANGES / (os.cpu_count() or 1))
     limit = args.limit or args.chunk_size / tau
@@ -777,7 +777,7 @@ def one_point(args):
 
 
 def all_points(args, setup, numbers):
-    """Measure the figure's points: client–server once, for nothing in it is left to chance, peer to peer several times."""
+    """Measure the figure's points: client–server once, because nothing in it is random, peer to peer several times."""
     runs = args.runs or (1 if args.quick else RUNS)
     expected = sum(bounds(setup | {"n": n, "client_server": True})[0] + runs * bounds(setup | {"n": n})[0] for n in numbers)
     print(f"{len(numbers) * (runs + 1)} runs; {expected:.0f} s of them are transfers, the rest is starting processes", flush=True)
@@ -789,7 +789,7 @@ def figure(args):
     """make figure: every point, then table, CSV, JSON and SVG."""
     began = time.monotonic()
     numbers, chunks, tau = (QUICK_NUMBERS, QUICK_CHUNKS, QUICK_TAU) if args.quick else (NUMBERS, CHUNKS, TAU)
-    limit = args.limit or args.chunk_size / tau / math.sqrt(args.seeder)  # a faster seeder makes client–server shorter, not too short to measure
+    limit = args.limit or args.chunk_size / tau / math.sqrt(args.seeder)  # a faster seeder shortens client–server; the root keeps it long enough to measure
     setup = setup_of(args, max(numbers), chunks, limit)
     if not args.limit:
         setup = fitting(setup, keep_duration=True, program=args.peer)

@@ -1,13 +1,13 @@
-"""How the tools in lab/ end: with an exit code, with at most one line on stderr, and with a traceback only for a bug.
+"""How the tools in lab/ end: with an exit code, at most one line on stderr, and a traceback only for a bug.
 
     if __name__ == "__main__":
         ending.run(main)
 
-Signals end a tool in one of two ways. As run() has it, they raise Interrupted wherever the tool is. A tool that starts
-processes calls hold_signals() first: then they are raised by check_signals() alone, which it calls while it waits, and
-so never between the start of a process and the note of it.
+Signals end a tool in one of two ways. Under run(), they raise Interrupted wherever the tool is. A tool that starts
+processes calls hold_signals() first: then only check_signals(), which it calls while it waits, raises Interrupted,
+and never between the start of a process and its entry in the list of processes.
 
-It imports nothing of ours: explain.py, grade.py and starter.py do without peer.py.
+This module imports nothing of ours, because explain.py, grade.py and starter.py must work without peer.py.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import sys
 
 
 class Failure(Exception):
-    """What the user can mend: the line says what was expected, what came and what to do. `code` is the exit code."""
+    """A problem that the user can fix: the line says what was expected, what came and what to do. `code` is the exit code."""
 
     def __init__(self, line, code=2):
         super().__init__(line)
@@ -26,7 +26,7 @@ class Failure(Exception):
 
 
 class Arguments(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
+    """argparse with one-line errors."""
 
     def error(self, message):
         raise Failure(f"{message}; see --help")
@@ -58,30 +58,30 @@ def hold_signals():
 
 
 def check_signals():
-    """Interrupted if a signal came since hold_signals()."""
+    """Raise Interrupted if a signal came since hold_signals()."""
     if held:
         raise Interrupted(held[0])
 
 
 def outcome(main, told=()):
-    """(exit code, line for stderr) of main(), which returns its exit code or None. No line: nothing to say."""
+    """(exit code, line for stderr) of main(), which returns its exit code or None. The line is empty if there is nothing to say."""
     try:
         return main() or 0, ""
     except (Failure, Interrupted, *told) as failure:
         return failure.code, "" if isinstance(failure, Interrupted) else str(failure)
     except SystemExit as end:  # of argparse, after --help
         return end.code or 0, ""
-    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has seen enough
         return 1, ""
     except OSError as error:
         return 1, f"cannot {f'use {error.filename}' if error.filename else 'write to stdout'}: {error.strerror or error}"
 
 
 def run(main, *told):
-    """Run a tool's main() and end the process. `told`: classes of exceptions with a `code` that are lines for the user, besides Failure."""
+    """Run a tool's main() and end the process. `told`: further exceptions to be shown as one line, like Failure; each has a `code`."""
     catch_signals(interrupt)
-    if sys.stdout:  # None: closed from the start
-        sys.stdout.reconfigure(errors="replace")  # a terminal that has no … shows ?
+    if sys.stdout:  # None if it was closed from the start
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show … shows ?
     code, line = outcome(main, told)
     unwritten, why = outcome(lambda: print(end="", flush=True))
     if unwritten:

@@ -3,11 +3,11 @@
 
     python lab/exchange.py [FILE]     may need the right to capture: root, or the group wireshark
 
-A tracker with a lease of 1 s, a peer that misses everything, and then a seeder: so the peer joins, proves, finds nobody,
-asks for the peer list, finds the seeder, asks for its chunks and fetches them. At last this script asks the seeder for a chunk
-that there is not, because neither program would, and is refused. The file is tiny, so that the capture is.
+A tracker with a lease of 1 s, a peer with no chunks, and then a seeder: so the peer joins, sends proofs, asks for the peer
+list, finds nobody and later the seeder, asks for its chunks and fetches them. Finally this script asks the seeder for a chunk
+that does not exist, which neither program would do, and is refused. The file is tiny to keep the capture small.
 
-Exit codes: 0; 1 if the swarm did not do its work; 2 for wrong arguments; 3 if nothing can be captured here.
+Exit codes: 0; 1 if the swarm failed; 2 for wrong arguments; 3 if nothing can be captured here.
 """
 
 import os
@@ -21,12 +21,12 @@ import time
 import ending  # beside this file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PORTS = TRACKER_PORT, PEER_PORT, SEEDER_PORT = 8000, 8001, 8002  # fixed, so that the capture tells who is who
+PORTS = TRACKER_PORT, PEER_PORT, SEEDER_PORT = 8000, 8001, 8002  # fixed, so that the capture shows who is who
 TEXT = b"".join(b"line %3d of the file that the swarm distributes\n" % number for number in range(1, 55))  # three chunks of 1 KiB, the last one short
 
 
 def start(programs, *arguments, **options):
-    """A program of ours, noted among the others; a signal waits until it is, or nobody would end it."""
+    """Start one of our programs and note it; a signal waits until that is done, or nobody would end the program."""
     ending.hold_signals()
     programs.append(subprocess.Popen(arguments, cwd=ROOT, text=True, **options))
     ending.catch_signals(ending.interrupt)
@@ -35,7 +35,7 @@ def start(programs, *arguments, **options):
 
 
 def wait_for(program, pattern):
-    """Until the program prints a line like this; what it printed instead, if it ended."""
+    """Wait until the program prints a line like this; if it ends first, return what it printed."""
     seen = []
     for line in program.stdout:
         seen.append(line.strip())
@@ -99,7 +99,7 @@ def record(target, folder, programs):
         raise ending.Failure("expected the peer to fetch the file within 30 s, but it did not", 1)
     ask_for_no_chunk()
     seeder.terminate()
-    time.sleep(2)  # dumpcap is told of packets in batches, up to a second late
+    time.sleep(2)  # dumpcap gets packets in batches, up to a second late
 
 
 def main():

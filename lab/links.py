@@ -6,57 +6,57 @@
     python lab/links.py swarm --leechers 8 --links up=20M,down=100M,delay=10ms
     python lab/links.py table [--quick] [--libtorrent PYTHON] lines and swarms, each over its bound
 
-Links are written as KEY=VALUE, with commas between them; HOST: before a key means that host
+Links are written as KEY=VALUE, separated by commas; HOST: before a key means that host
 alone:
 
     up=20M down=100M   rates in bits per second (default: endless); 20M is 20,000,000
     delay=10ms         one way, from host to host (default: 0)
     loss=1%            share of the packets that get lost, at random with a fixed seed (default: 0)
-    queue=200ms        how long each of the two queues may get; or in bytes: 64K (default: 200ms)
+    queue=200ms        limit of each of the two queues, or in bytes: 64K (default: 200ms)
     mtu=1500           bytes of the largest packet
     tcp=bbr            congestion control of the host (default: cubic where there is one)
     3:up=2M            host 3 alone uploads at 2 Mbit/s
 
-Delay and loss are those of what a host sends. Nothing needs to be installed. Linux; as root, or
-as anybody where the system allows user namespaces and /dev/net/tun can be opened. Exit code 0:
+Delay and loss apply to what a host sends. Nothing needs to be installed. It runs on Linux, as root,
+or as any user if user namespaces are allowed and /dev/net/tun can be opened. Exit code 0:
 measured; 1: a run failed; 2: wrong arguments; 3: it cannot run here; 4: the wire was too slow, so
 there is no figure; 130, 143: interrupted. `run` ends with the exit code of its command.
 
 What is simulated and what is real. The programs and TCP are real: each host is a network
-namespace with a network stack of its own and one TUN device. What a host sends to its device, the
-wire reads as a packet of bytes; what the wire writes there, the host receives.
+namespace with its own network stack and one TUN device. The wire reads what a host sends from
+that device, packet by packet, and the host receives what the wire writes to it.
 
     host 1 --> [queue] up --- delay ---> [queue] down --> host 2
                                    \\---> [queue] down --> host 3
 
 A packet waits in the queue of its sender's uplink, takes length / up to leave, travels for
 `delay`, and then waits in the queue of its receiver's downlink, where packets are served in the
-order in which they arrive. A queue that is full takes no further packet: it is dropped.
+order in which they arrive. A full queue drops further packets.
 
-The order of arrival matters. An easier wire would compute all times when it reads a packet, and
-so keep a place on the downlink for one that is still in its sender's queue. Then one long queue
-on one uplink delays what everyone else sends to that receiver, although his downlink is idle.
+The order of arrival matters. A simpler wire would compute all times when it reads a packet, and
+so reserve the downlink for a packet that is still in its sender's queue. Then one long queue on
+one uplink would delay what everyone else sends to that receiver, although its downlink is idle.
 
-A device is always read at once, also when the queue of its uplink is full. That is how a computer
-stands before a home router: its own link is fast, the narrow one lies behind the router, and what
-it learns of the queue there is that packets are late or lost. A wire that stopped reading would
-be a computer whose own device is the narrow link. Its kernel sees the queue, keeps it short, and
-there is no bufferbloat.
+A device is always read at once, even when the queue of its uplink is full. A computer behind a
+home router is in the same position: its own link is fast, the narrow one lies beyond the router,
+and all it learns about the queue there is that packets are late or lost. With a wire that stopped
+reading, the computer's own device would be the narrow link; its kernel would see the queue and
+keep it short, and there would be no bufferbloat.
 
 Two other designs were considered. tc with netem does the same in the kernel and costs less, but
 needs iproute2 and a kernel module, which many machines and containers lack. A proxy between
-sockets needs no rights at all, but what it delays are bytes and not packets: no loss, no slow
-start, no queue, which are what these experiments are about.
+sockets needs no rights at all, but delays bytes and not packets: it has no loss, no slow start
+and no queue, which are what these experiments are about.
 
 Processes. The process that enters `with Links(...)` forks one other, the wire. It makes the
 hosts, hands their namespaces over as descriptors, and carries packets in one thread with one heap
 of events. Nothing has a name in the file system: a namespace lives as long as a process in it or
-a descriptor of it. The wire and the programs in the hosts are killed by the kernel when the
-process that started them ends, even by SIGKILL. `run` starts its command in a PID namespace too,
-which takes along whatever the command has started.
+a descriptor of it. The kernel kills the wire and the programs in the hosts when the process that
+started them ends, even by SIGKILL. `run` starts its command in a PID namespace too, so that
+whatever the command has started ends with it.
 
-It says so when it was the bottleneck. A packet that is handed over long after it was due is late,
-and with too many late ones, or when the wire kept a core busy, there is no figure
+The wire reports when it was the bottleneck. A packet handed over long after it was due is late,
+and with too many late packets, or if the wire kept a core busy, no figure is given
 (Report.refusal).
 
 Reading order: constants - links - kernel - a host - counters and report - the wire - Links - run
@@ -95,19 +95,19 @@ import svg  # noqa: E402
 
 NETWORK = "10.99.0"       # .0/24; host i has the address .i
 DEVICE = "link0"          # in every host
-MOST_HOSTS = 200          # as many descriptors fit into one message
+MOST_HOSTS = 200          # limited by the descriptors that fit into one message
 PORT = 8000               # of the tracker, in host 1
 MTU = 1500                # bytes
 QUEUE_SECONDS = 0.2       # of each queue: usual for a home router
 SEED = 1                  # of the losses
 TICK = 0.00025            # seconds that the wire sleeps while there is traffic
-BURST = 32                # packets read from one host before the others have their turn
-LATE_SECONDS = 0.005      # a packet that is handed over so long after it was due is late
-LATE_SHARE = 0.02         # of all packets: with more, the wire was the bottleneck
-CPU_SHARE = 0.9           # of a core: with more, it was too
+BURST = 32                # packets read from one host before the next one has its turn
+LATE_SECONDS = 0.005      # a packet handed over this long after it was due is late
+LATE_SHARE = 0.02         # of all packets; with more late ones, the wire was the bottleneck
+CPU_SHARE = 0.9           # of a core; above it, the wire was the bottleneck too
 START_SECONDS = 30        # for a tracker to be ready
 PATIENCE = 20             # times the bound, and START_SECONDS more: then a run has failed
-LOOK_SECONDS = 0.01       # between two looks at who is complete
+LOOK_SECONDS = 0.01       # between two checks of which hosts are complete
 EXIT_RUN, EXIT_CANNOT, EXIT_SLOW = 1, 3, 4
 MIB = 1 << 20
 
@@ -129,7 +129,7 @@ class Link(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """What --links says: the link of most hosts, and of the others."""
+    """What --links says: the usual link, and the hosts that have another."""
 
     usual: Link
     others: dict  # host -> Link
@@ -138,12 +138,12 @@ class Spec(NamedTuple):
         return self.others.get(host, self.usual)
 
     def with_host(self, host, **changes):
-        """The same, but for one host."""
+        """A copy with other values for one host."""
         return Spec(self.usual, {**self.others, host: self.of(host)._replace(**changes)})
 
 
 def quantity(text, units, least, most):
-    """A number with one of these units; ValueError says what was expected."""
+    """Parse a number with one of these units; ValueError says what was expected."""
     match = re.fullmatch(r"([0-9]*\.?[0-9]+)([A-Za-z%]*)", text)
     if not match or match[2] not in units:
         known = ", ".join(unit or "no unit" for unit in units)
@@ -155,7 +155,7 @@ def quantity(text, units, least, most):
 
 
 def shown(text):
-    """Text of the user's, fit for a terminal."""
+    """The user's text, made safe for a terminal."""
     return ascii(text)[1:-1][:60]
 
 
@@ -165,7 +165,7 @@ BYTES = {"": 1, "K": 1e3, "M": 1e6}
 
 
 def parse_queue(text):
-    """The fields of a Link for queue=…: it is a time if its unit is one."""
+    """The fields of a Link for queue=…, a time or a size, depending on the unit."""
     if text.endswith("s"):
         return {"queue": quantity(text, TIMES, 1e-4, 60), "queue_bytes": 0.0}
     return {"queue_bytes": quantity(text, BYTES, 1500, 1e9)}
@@ -227,7 +227,7 @@ def bound(spec, leechers, size):
     return max(size / links[0].up, size / slowest, leechers * size / uplinks) + round_trip
 
 
-# Kernel. What `ip` would do, without it. Numbers are those of the headers of Linux.
+# Kernel: what `ip` would do, but without it. The numbers are from the Linux headers.
 
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 PR_SET_PDEATHSIG, PR_SET_TIMERSLACK = 1, 29
@@ -243,7 +243,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name, *arguments):
-    """A function of libc that returns -1 for an error: OSError."""
+    """Call a function of libc that returns -1 for an error; OSError."""
     if getattr(LIBC, name)(*arguments) == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -267,9 +267,9 @@ def may_make_hosts():
 
 
 def be_able():
-    """Get the right to make namespaces, in a user namespace if it is not there. Failure.
+    """Get the right to make namespaces, in a user namespace if need be; Failure if impossible.
 
-    In it we are root, but only over what belongs to it. The files that we write remain our own.
+    In it we are root, but only over what belongs to it. We still own the files that we write.
     """
     if sys.platform != "linux":
         raise cannot(f"they need network namespaces of Linux, and this is {sys.platform}")
@@ -305,9 +305,9 @@ def attribute(kind, data):
 
 
 def add_route(host, tcp):
-    """The route to all hosts, by netlink.
+    """Add the route to all hosts, by netlink.
 
-    A route may name any congestion control; the sysctl of a namespace takes only some.
+    A route may name any congestion control; the sysctl of a namespace accepts only some.
     """
     route = struct.pack("=BBBBBBBBI", socket.AF_INET, 24, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC,
                         RT_SCOPE_LINK, RTN_UNICAST, 0)
@@ -333,7 +333,7 @@ def address(host):
 
 
 def congestion_control(link):
-    """What the link says, else cubic as on nearly every machine, else "": the system's."""
+    """What the link says, else cubic, as nearly everywhere, else "", the system's default."""
     with open("/proc/sys/net/ipv4/tcp_available_congestion_control") as file:
         available = file.read().split()
     if link.tcp and link.tcp not in available:
@@ -343,7 +343,7 @@ def congestion_control(link):
 
 
 def make_host(host, link):
-    """Move this process into a new network namespace with a device: descriptors of both."""
+    """Move this process into a new network namespace with a device; return descriptors of both."""
     call("unshare", CLONE_NEWNET)
     tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", DEVICE.encode(), IFF_TUN | IFF_NO_PI))
@@ -370,7 +370,7 @@ class Counters(ctypes.Structure):
                 ("dropped", ctypes.c_double),    # because a queue was full
                 ("lost", ctypes.c_double),       # at random
                 ("worst", ctypes.c_double),      # seconds by which a packet was late
-                ("measured", ctypes.c_double),   # measurements begun, by the other process
+                ("measured", ctypes.c_double),   # measurements begun; written by the other process
                 ("sent", ctypes.c_double * (MOST_HOSTS + 1)),  # bytes that left on each uplink
                 ("waited", ctypes.c_double * (MOST_HOSTS + 1))]  # seconds in its queue, times bytes
 
@@ -380,7 +380,7 @@ class Counters(ctypes.Structure):
 
 
 class Report(NamedTuple):
-    """What the wire did in a time that was measured."""
+    """What the wire did during a measurement."""
 
     seconds: float
     cpu: float      # share of a core
@@ -390,10 +390,10 @@ class Report(NamedTuple):
     dropped: int
     lost: int
     sent: list      # bytes, by host
-    queue: list     # seconds that a byte waited in the queue of its uplink, on average, by host
+    queue: list     # average seconds that a byte waited in the queue of its uplink, by host
 
     def refusal(self):
-        """Why there is no figure: the wire was the bottleneck. Empty: it was not."""
+        """Why there is no figure, if the wire was the bottleneck; otherwise empty."""
         if self.late > LATE_SHARE:
             return (f"no figure, the wire was too slow: {100 * self.late:.0f} % of the packets "
                     f"were more than {1000 * LATE_SECONDS:g} ms late, {100 * LATE_SHARE:g} % may be")
@@ -413,7 +413,7 @@ class Wire:
     """Carries packets between the devices; one thread, one heap of events.
 
     An event is (when, number, host, packet, whether it has passed the downlink): a packet arrives
-    at the downlink of that host, or has come through it. Numbers keep what is due at once in order.
+    at that host's downlink, or has come through it. Numbers order events that are due at once.
     """
 
     def __init__(self, tuns, spec, counters):
@@ -427,9 +427,9 @@ class Wire:
         self.counters, self.measured = counters, 0.0
 
     def carry(self):
-        """The life of the wire: sleep until something is due or comes, then do all there is to do.
+        """The life of the wire: sleep until an event is due or a packet comes, then handle them.
 
-        It sleeps for a TICK at least, for waking up costs more than a packet does.
+        It sleeps at least one TICK, because waking up costs more than a packet does.
         """
         owner = {tun: host for host, tun in self.tuns.items()}
         woken = time.monotonic()
@@ -445,7 +445,7 @@ class Wire:
                 self.read(owner[tun], tun, slept)
 
     def hand_over(self, now):
-        """All events that are due."""
+        """Handle all events that are due."""
         while self.events and self.events[0][0] <= now:
             due, _, host, packet, passed = heapq.heappop(self.events)
             if passed:
@@ -454,7 +454,7 @@ class Wire:
                 self.arrive(host, packet, due)
 
     def read(self, host, tun, slept):
-        """Take what this host sends. It has waited for us `slept` seconds at most."""
+        """Read what this host sends. It has waited for at most `slept` seconds."""
         for _ in range(BURST):
             try:
                 packet = os.read(tun, 65_536)
@@ -492,16 +492,16 @@ class Wire:
         heapq.heappush(self.events, (came, next(self.numbers), host, packet, True))
 
     def deliver(self, host, packet, due):
-        """Hand a packet over, and count how late that is."""
+        """Hand a packet over, and note how late it is."""
         try:
             os.write(self.tuns[host], packet)
         except OSError:
-            pass  # a host whose device takes no more loses it
+            pass  # the packet is lost if the host's device is full
         self.counters.packets += 1
         self.count_late(time.monotonic() - due)
 
     def count_late(self, seconds):
-        """A packet was handed over, or read, so many seconds later than it should have been."""
+        """Note that a packet was handed over, or read, this many seconds too late."""
         counters = self.counters
         if counters.measured != self.measured:
             self.measured, counters.worst = counters.measured, 0.0
@@ -512,7 +512,7 @@ class Wire:
 
 
 def is_full(link, rate, waiting):
-    """Whether a queue in which a packet would wait for so many seconds takes no more."""
+    """Whether a queue is full in which a packet would wait for `waiting` seconds."""
     return waiting > (link.queue_bytes / rate if link.queue_bytes else link.queue)
 
 
@@ -528,8 +528,8 @@ def be_the_wire(parent, sock, spec, hosts, counters):
         why = str(error) if isinstance(error, ending.Failure) else str(cannot(error.strerror))
         sock.send(why.encode())
         return
-    call("prctl", PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # nanoseconds: wake up when it is time
-    with contextlib.suppress(OSError):  # without the right it takes its turn like any other program
+    call("prctl", PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # nanoseconds: wake up on time
+    with contextlib.suppress(OSError):  # without the right, it is scheduled like any program
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     socket.send_fds(sock, [b"made"], [namespace for _, namespace in made.values()])
     sock.close()
@@ -540,9 +540,9 @@ def be_the_wire(parent, sock, spec, hosts, counters):
 
 
 class Links:
-    """Hosts 1 … `hosts` and the wire between them, for a `with` block. Failure if it cannot be.
+    """Hosts 1 … `hosts` and the wire between them, for a `with` block; Failure if impossible.
 
-    The process that enters it may get into a user namespace (be_able), and so may have no thread.
+    Entering it may move the process into a user namespace (be_able), so it must have no threads.
     """
 
     def __init__(self, spec, hosts):
@@ -567,7 +567,7 @@ class Links:
         return self
 
     def fork(self, sock):
-        """Start the wire; its pid."""
+        """Start the wire; return its pid."""
         sys.stdout.flush() if sys.stdout else None
         parent = os.getpid()
         pid = os.fork()
@@ -592,7 +592,7 @@ class Links:
         call("setns", self.namespaces[host - 1], CLONE_NEWNET)
 
     def enter(self, host):
-        """For preexec_fn, what comes before a program: it ends with us, and moves into the host."""
+        """For preexec_fn: make the new process end with us, and move it into the host."""
         parent = os.getpid()
 
         def move():
@@ -605,7 +605,7 @@ class Links:
         return subprocess.Popen(command, preexec_fn=self.enter(host), **options)
 
     def begin(self):
-        """A measurement begins."""
+        """Begin a measurement."""
         self.counters.measured += 1
         self.before, self.began = self.counters.snapshot(), time.monotonic()
 
@@ -632,9 +632,9 @@ def exit_code(status):
 
 
 def be_the_first(links, host, command):
-    """The life of process 1 of a PID namespace: start the command, end with its exit code.
+    """The life of process 1 in a PID namespace: start the command, end with its exit code.
 
-    Then the kernel ends whatever is left in the namespace. Its parent is outside: number 0.
+    Then the kernel ends whatever is left in the namespace. The parent, outside, shows as number 0.
     """
     die_with(0)
     pid = os.fork()
@@ -652,8 +652,8 @@ def be_the_first(links, host, command):
 
 
 def run_in_host(links, host, command):
-    """Run the command in the host until it ends, with our stdin and stdout: its exit code."""
-    call("unshare", CLONE_NEWPID)  # for what is forked from now on
+    """Run the command in the host with our stdin and stdout until it ends: its exit code."""
+    call("unshare", CLONE_NEWPID)  # for processes forked from now on
     first = os.fork()
     if not first:
         be_the_first(links, host, command)
@@ -674,7 +674,7 @@ def run_in_host(links, host, command):
 
 
 class Job(NamedTuple):
-    """What is to be brought to hosts 2 …, and where: `folder` is this run's alone."""
+    """What to distribute to hosts 2 …, and where; no other run uses `folder`."""
 
     folder: str
     source: str
@@ -691,7 +691,7 @@ class Job(NamedTuple):
         return self.path(os.path.join(str(host), os.path.basename(self.source)))
 
     def says(self, name, word):
-        """Whether a file of this run holds the word by now."""
+        """Whether a file of this run already contains the word."""
         try:
             with open(self.path(name), errors="replace") as file:
                 return word in file.read()
@@ -701,7 +701,7 @@ class Job(NamedTuple):
 
 class Plan(NamedTuple):
     seeder: list   # the command in host 1
-    ready: object  # function: whether that serves by now
+    ready: object  # function: whether that is serving yet
     leech: object  # function: the command in that host
     done: object   # function: whether that host has the file
 
@@ -750,7 +750,7 @@ while True:
 
 
 def libtorrent(job):
-    """libtorrent over TCP with its own settings; all are told of one another at once."""
+    """libtorrent over TCP with its own settings; every peer knows all others from the start."""
     command = [job.libtorrent, "-W", "ignore", "-c", LIBTORRENT, job.source]
 
     def leech(host):
@@ -762,7 +762,7 @@ def libtorrent(job):
 
 
 def aria2(job):
-    """aria2c from an HTTP server of Python's: client–server, as it is without a torrent."""
+    """aria2c and Python's HTTP server: client–server, because there is no torrent."""
     folder, name = os.path.split(job.source)
     seeder = [sys.executable, "-u", "-m", "http.server", str(PORT), "--bind", address(1),
               "--directory", folder]
@@ -784,7 +784,7 @@ class Run(NamedTuple):
 
     seconds: float  # from the start of the first leecher's program until the last has the file
     times: list     # of each leecher
-    files: float    # that left host 1 on the wire, headers and answers too
+    files: float    # that left host 1 on the wire, including headers and answers
     report: Report
 
 
@@ -819,7 +819,7 @@ class Programs:
                                      f"but it ended: {said[-1][:200]}", EXIT_RUN)
 
     def wait(self, condition, seconds, what):
-        """Until condition(); Failure after so many seconds."""
+        """Wait until condition() is true; Failure after this many seconds."""
         give_up = time.monotonic() + seconds
         while not condition():
             ending.check_signals()
@@ -835,7 +835,7 @@ def digest(path):
 
 
 def measure(links, job, program, seconds):
-    """Bring the file to every leecher, once: Run, or Failure; `seconds` is the bound."""
+    """Distribute the file to every leecher, once: Run, or Failure; `seconds` is the bound."""
     plan, times = program(job), {}
     for host in job.hosts():
         os.makedirs(job.path(str(host)))
@@ -861,7 +861,7 @@ def measure(links, job, program, seconds):
 
 
 def several(spec, leechers, size, programs, runs, libtorrent="", events=None):
-    """{name of a program: [Run]} for the same file on the same links, the programs in turn."""
+    """{name of a program: [Run]}: the programs take turns, with the same file on the same links."""
     found, seconds = {name: [] for name in programs}, bound(spec, leechers, size)
     with tempfile.TemporaryDirectory(prefix="links-") as folder, Links(spec, leechers + 1) as links:
         source = os.path.join(folder, "file.bin")
@@ -877,7 +877,7 @@ def several(spec, leechers, size, programs, runs, libtorrent="", events=None):
 
 
 def keep_events(job, folder):
-    """Copy the events of all to a folder, for lab/timeline.py."""
+    """Copy everybody's events to a folder, for lab/timeline.py."""
     if folder:
         os.makedirs(folder, exist_ok=True)
         for name in os.listdir(job.folder):
@@ -930,7 +930,7 @@ class Figure(NamedTuple):
 
 
 def figure_of(name, program, runs, seconds):
-    """The Figure of these runs: refused as soon as the wire was the bottleneck in one of them."""
+    """The Figure of these runs: refused if the wire was the bottleneck in any of them."""
     refusal = next(filter(None, (run.report.refusal() for run in runs)), "")
     busiest = max((run.report for run in runs), key=lambda report: report.cpu)
     busiest = busiest._replace(worst=max(run.report.worst for run in runs))
@@ -957,7 +957,7 @@ def swarm(args):
 
 
 def programs_of(row, args):
-    """What is measured in a row; aria2 only on a line, for it is client–server here."""
+    """What is measured in a row; aria2 only with one leecher, because it is client–server here."""
     found = {"this": ours}
     if args.libtorrent:
         found["libtorrent"] = libtorrent
@@ -991,7 +991,7 @@ def table(args):
 
 
 def prefix_can_be_written(path):
-    """Checked before anything is measured: minutes later it would be a pity."""
+    """Check before anything is measured, rather than fail minutes later."""
     open(path, "a").close()
 
 

@@ -1,12 +1,12 @@
 """A network in simulated time, for lab/simulate.py --links: queues, rates, delays, losses, and TCP as it starts and slows down.
 
-Links are those of lab/links.py, and packets meet the same queues in the same order. Of TCP there is what
-decides how long a chunk takes, as Linux has it: ten segments at first and twice as many after each round trip, until
-HyStart sees a queue grow or something is lost; then three tenths less, no growth while that is made up
-for, and then growth as cubic has it. Bytes are read in the order in which they were written: one lost segment holds up
-all that follow. What nobody acknowledges is sent again, first the last segment (a tail loss probe), then all.
-Left out: connection set-up, delayed acknowledgements beyond every second segment, pacing, the
-receiver's window; and whatever links say of `tcp`, it is cubic.
+Links are those of lab/links.py, and packets pass the same queues in the same order. Those parts of TCP are simulated
+that decide how long a chunk takes, as in Linux: ten segments at first and twice as many after each round trip, until
+HyStart sees a queue grow or a packet is lost. After a loss the window is three tenths smaller, does not grow until
+the loss is repaired, and then grows as in cubic. Bytes are read in the order in which they were written: one lost segment
+holds up all that follow. What is not acknowledged is sent again, first the last segment (a tail loss probe), then all.
+Left out: connection set-up, delayed acknowledgements beyond every second segment, pacing, and the
+receiver's window; and TCP is always cubic, whatever the links say about `tcp`.
 
 Reading order: constants - the network - a connection. `after` is the clock's: after(seconds, function, *arguments).
 """
@@ -21,20 +21,20 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import links  # noqa: E402  (after the path)
 
 HEADERS = 52            # bytes of IP and TCP in each packet
-FIRST_WINDOW = 10       # segments that may be on their way at first
+FIRST_WINDOW = 10       # segments in flight at first
 LEAST_WAIT = 0.2        # seconds without an acknowledgement after which a packet is taken for lost
-DUPLICATES = 3          # later packets that arrive before an earlier one is taken for lost
-PROBE_WAIT = 0.002      # and two round trips: then the last segment is sent once more
-BETA, CUBIC = 0.7, 0.4  # of cubic: what is left of the window after a loss; how fast it grows
-FRIENDLY = 3 * (1 - BETA) / (1 + BETA)  # segments per round trip by which it grows at least, as Reno would
-HYSTART_WINDOW = 16     # segments: with fewer, slow start goes on
-HYSTART_LATER = 0.004, 0.016  # seconds by which all round trips are longer, at least and at most, when a queue grows
+DUPLICATES = 3          # this many later packets must arrive before an earlier one is taken for lost
+PROBE_WAIT = 0.002      # plus two round trips, after which the last segment is sent once more
+BETA, CUBIC = 0.7, 0.4  # cubic: the share of the window left after a loss; how fast it grows
+FRIENDLY = 3 * (1 - BETA) / (1 + BETA)  # segments per round trip by which it grows at least, like Reno
+HYSTART_WINDOW = 16     # segments; with a smaller window, slow start goes on
+HYSTART_LATER = 0.004, 0.016  # seconds, at least and at most: a queue grows when all round trips are longer by this
 HYSTART_SAMPLES = 8     # of them
-HYSTART_TRAIN = 0.002   # seconds between acknowledgements that belong together
+HYSTART_TRAIN = 0.002   # seconds between acknowledgements of one train
 
 
 class Network:
-    """The queues of all hosts. `now` is asked for the time."""
+    """The queues of all hosts. now() tells the time."""
 
     def __init__(self, spec, hosts, after, now, rng):
         self.links = [spec.of(host) for host in range(1, hosts + 1)]
@@ -66,12 +66,12 @@ class Network:
             self.after(self.down_free[to] - now, then, *arguments)
 
     def round_trip(self, one, other):
-        """Seconds, without queues."""
+        """Seconds, without time spent in queues."""
         return self.links[one].delay + self.links[other].delay
 
 
 class Chunk:
-    """What is written to a connection: `left` is called when the socket's buffer holds the last of it, `came` at the end."""
+    """Bytes written to a connection: left() is called when the rest fits into the socket's buffer, came() when all is there."""
 
     def __init__(self, segments, left, came):
         self.unsent = self.missing = segments
@@ -79,7 +79,7 @@ class Chunk:
 
 
 class Segment:
-    """One that is on its way."""
+    """A segment in flight."""
 
     __slots__ = ("chunk", "at", "came", "again")
 
@@ -90,24 +90,24 @@ class Segment:
 
 
 class Connection:
-    """What one host sends to another by TCP. Windows are in segments."""
+    """One direction of a TCP connection. Windows are in segments."""
 
     def __init__(self, network, source, to, unsent):
         self.network, self.source, self.to = network, source, to
         self.segment = network.links[source].mtu - HEADERS
         self.buffer = unsent // self.segment   # segments that may wait in the socket (TCP_NOTSENT_LOWAT)
         self.window, self.threshold = float(FIRST_WINDOW), math.inf
-        self.chunks = collections.deque()      # that have something unsent
+        self.chunks = collections.deque()      # chunks with unsent segments
         self.unread = collections.deque()      # chunks that the receiver does not have whole
-        self.lost = collections.deque()        # chunks of segments that are to be sent again
+        self.lost = collections.deque()        # for each segment to be sent again, its chunk
         self.out = {}                          # number -> Segment
         self.number = 0                        # of the next segment
-        self.recover = self.holes = 0          # a loss is made up for until that number, and this many segments, have come
+        self.recover = self.holes = 0          # a loss is repaired once that number, and this many segments, have arrived
         self.shortest = self.trip = network.round_trip(source, to)  # seconds; and a moving average
         self.sent_at = self.heard_at = 0.0     # the last segment, the last acknowledgement
         self.waiting = self.probed = False     # a timer is set; the last segment was sent once more
         self.odd = False
-        self.most = 0                          # segments on their way at once, in this round trip
+        self.most = 0                          # segments in flight at once, at most, in this round trip
         self.round_end, self.round_at = 0, 0.0  # the number that ends it, and when it began
         self.train_at, self.fastest, self.samples = 0.0, math.inf, 0  # of HyStart
         self.peak = 0.0                        # of cubic: the window at the last loss,
@@ -121,7 +121,7 @@ class Connection:
         self.pump()
 
     def wake(self, now):
-        """A connection that has rested forgets half of its window with each timeout."""
+        """An idle connection loses half of its window with each timeout."""
         if self.out or not self.number:
             return
         rest = now - self.sent_at
@@ -166,10 +166,10 @@ class Connection:
         self.most = max(self.most, len(self.out))
 
     def arrived(self, number):
-        """At the receiver: acknowledged are every second segment, what follows a gap, and the last of a chunk."""
+        """At the receiver: acknowledge every second segment, what follows a gap, and the last segment of a chunk."""
         segment = self.out.get(number)
         if segment is None or segment.came:
-            return  # it was taken for lost, and has come again
+            return  # it was taken for lost, and has already come again
         segment.came = True
         segment.chunk.missing -= 1
         self.odd = not self.odd
@@ -180,7 +180,7 @@ class Connection:
             self.unread.popleft().came()
 
     def acknowledged(self, number):
-        """At the sender: what has come makes room, and what did not though later ones did is lost."""
+        """At the sender: segments that arrived make room; those overtaken by later ones are lost."""
         now, recovering = self.network.now(), self.recovering()
         if number in self.out:
             self.hear(number, now - self.out[number].at, now)
@@ -201,15 +201,15 @@ class Connection:
         self.pump()
 
     def recovering(self):
-        """Whether a loss has not been made up for yet."""
+        """Whether a loss is not repaired yet."""
         return self.holes > 0 or next(iter(self.out), self.number) < self.recover
 
     def limited(self):
-        """Whether it was the window that held back more."""
+        """Whether the window was what limited sending."""
         return self.window < 2 * self.most if self.window < self.threshold else self.most >= int(self.window)
 
     def hear(self, number, trip, now):
-        """The time of a round trip: TCP's averages, and HyStart, which ends slow start before a queue is full."""
+        """Use the time of a round trip: TCP's averages, and HyStart, which ends slow start before a queue is full."""
         self.shortest = min(self.shortest, trip)
         self.trip += (trip - self.trip) / 8
         if number >= self.round_end:
@@ -227,7 +227,7 @@ class Connection:
             self.threshold = self.window
 
     def lose(self, numbers, recovering):
-        """These segments are sent again; the window shrinks once for all that was on its way."""
+        """Queue these segments to be sent again; the window shrinks only once for everything in flight."""
         if numbers and not recovering:
             self.shrink()
         for number in numbers:
@@ -238,29 +238,29 @@ class Connection:
     def shrink(self):
         self.peak = self.window * (1 + BETA) / 2 if self.window < self.peak else self.window
         self.since = None
-        self.window = self.threshold = float(max(2, int(int(self.window) * BETA)))  # whole ones, and so less than it says
+        self.window = self.threshold = float(max(2, int(int(self.window) * BETA)))  # rounded down, and so less than BETA says
         self.recover = self.number
 
     def grow(self, count, now):
-        """Twice as much in each round trip; or by the cube of the time since the last loss."""
+        """Double the window in each round trip; or let it grow with the cube of the time since the last loss."""
         if self.window < self.threshold:
             self.window += count
             return
         if self.since is None:
             self.since, self.friendly, self.origin = now, self.window, max(self.peak, self.window)
-            self.climb = ((self.origin - self.window) / CUBIC) ** (1 / 3)  # seconds, back to the peak
+            self.climb = ((self.origin - self.window) / CUBIC) ** (1 / 3)  # seconds until it is back at the peak
         self.friendly += count * FRIENDLY / self.window
         target = self.origin + CUBIC * (now + self.shortest - self.since - self.climb) ** 3
         step = max(target - self.window, self.friendly - self.window, 0.01) / self.window
         self.window += count * min(max(step, 0 if self.peak else 0.05), 0.5)
 
     def watch(self):
-        """See to it that the last segments do not stay lost."""
+        """Make sure that the last segments do not stay lost."""
         if self.out and not self.waiting:
             self.look()
 
     def look(self):
-        """If nothing was heard for too long: the last segment once more, and the next time all of them."""
+        """After too long a silence, send the last segment once more, and the next time all of them."""
         self.waiting = bool(self.out)
         if not self.out:
             return
@@ -279,7 +279,7 @@ class Connection:
     def probe(self):
         self.probed = True
         number, segment = next(reversed(self.out.items()))
-        if segment.came:  # what was lost is the acknowledgement
+        if segment.came:  # only the acknowledgement was lost
             self.sent_at = self.network.now()
             self.network.after(self.trip, self.acknowledged, number)
             return
@@ -290,7 +290,7 @@ class Connection:
         self.send(segment.chunk, True)
 
     def start_again(self):
-        """Timeout: all that is on its way is lost, and slow start begins anew."""
+        """Timeout: everything in flight is taken for lost, and slow start begins anew."""
         self.lost.extend(segment.chunk for segment in self.out.values() if not segment.came)
         self.out.clear()
         self.shrink()

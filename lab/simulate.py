@@ -7,22 +7,22 @@
     python lab/simulate.py --ablation                       each rule switched off in turn
     python lab/simulate.py --leechers 8 --chunks 64 --links up=20M,down=100M,delay=10ms
 
-What decides is imported from peer.py: Picker (which chunk, when one is late), busy_pause (how long to
-rest), upload_slots and Slots (who may have one). What is simulated is what a network does: a request
-takes LATENCY, a chunk takes chunk size / upload limit, one after the other. Left out are timeouts and
-requests ahead. Time passes from event to event, in the order of
-(time, ...), so a minute of swarm costs a second or two.
+All decisions are imported from peer.py: Picker (which chunk, when one is late), busy_pause (how long to
+rest), upload_slots and Slots (who may have one). Only the network is simulated: a request takes LATENCY,
+and chunks go out one after another, each in chunk size / upload limit. Timeouts and requests ahead are
+left out. Time jumps from event to event, in the order of (time, ...), so a minute of swarm costs a
+second or two.
 
-With --links nobody has an upload limit, and what the network does is simulated packet by packet
-(lab/network.py): rates, delays, queues, losses, and TCP that starts slowly. Then peers ask ahead,
-as FC-15 has it, and for news, which they wait for, as CQ-6 has it; and requests and answers wait in queues like
-anything else. A few seconds a run.
+With --links nobody has an upload limit, and the network is simulated packet by packet
+(lab/network.py): rates, delays, queues, losses, and TCP with its slow start. Then peers request chunks ahead
+[FC-15] and wait for news [CQ-6], and requests and answers wait in queues like everything else. A run takes
+a few seconds.
 
-A rule is switched off by a line of Python that is run with `peer` in reach. lab/ablation.py gives the
+A rule is switched off by a line of Python that runs with `peer` in scope. lab/ablation.py gives the
 same lines to real peers.
 
 Reading order: constants - rules - Member and Lane - Simulation - on links - floor and table - main.
-Nothing here has a thread or a lock. The same seed gives the same run.
+There are no threads and no locks here. The same seed gives the same run.
 """
 
 import argparse
@@ -42,12 +42,12 @@ import links  # noqa: E402
 import network  # noqa: E402
 import peer  # noqa: E402
 
-LATENCY = 0.002   # seconds for a request and its answer, and what the programs take for them
+LATENCY = 0.002   # seconds for a request and its answer, with the programs' own time
 TAU = 0.4         # seconds that a chunk takes at the upload limit, unless chosen otherwise
 MAX_LEECHERS = 10_000
 FOREVER = 1e9     # seconds
 REQUEST = 40      # bytes of a request, and of an answer without a chunk
-MOMENT = 0.005    # seconds whose events are in the heap: with all to come it would not fit into a processor's cache
+MOMENT = 0.005    # seconds whose events are in the heap: with all future ones it would not fit into a processor's cache
 
 
 # Rules. Each is a line of Python that takes one out of peer.py.
@@ -80,16 +80,16 @@ peer.Picker.choose = chunk_first""",
     "few ahead": "peer.requests_ahead = lambda rate, round_trip, chunk_size: 63",
     "unsent limit": "peer.UNSENT_BYTES = 4 * peer.MIB",
 }
-ON_LINKS = "requests ahead", "few ahead", "unsent limit"  # elsewhere there is nothing to switch off
+ON_LINKS = "requests ahead", "few ahead", "unsent limit"  # rules that have no effect without links
 
 
 def rules(on_links):
-    """The names of the rules that can be worth something."""
+    """The names of the rules that can have an effect."""
     return [name for name in RULES if on_links or name not in ON_LINKS]
 
 
 class Without:
-    """Runs with these rules switched off, for a `with` block; peer.py is as it was afterwards."""
+    """Switch these rules off for a `with` block; afterwards peer.py is as before."""
 
     def __init__(self, rules):
         self.rules = rules
@@ -110,19 +110,19 @@ class Without:
 
 
 class Member:
-    """A peer: what it holds and knows, and its uplink."""
+    """A peer: its chunks, what it knows of others, and its uplink."""
 
     def __init__(self, number, count, rate, held, rng):
         self.number = number
-        self.seconds = 1 / rate        # that it takes to send a chunk
+        self.seconds = 1 / rate        # seconds to send a chunk
         self.places = peer.upload_slots(self.seconds)
         self.picker = peer.Picker(count, held, rng)
         self.complete_at = None        # seconds
         self.slots = peer.Slots()
         self.slots.sole = held if self.picker.complete() else 0
         self.turned_away = 0           # since the last upload ended
-        self.waiting = set()           # lanes that wait for news of this member
-        self.resting = set()           # lanes of this member that have nothing to ask for
+        self.waiting = set()           # lanes that wait for news from this member
+        self.resting = set()           # this member's lanes that have nothing to ask for
         self.queue = []                # (lane, index, asked at) that have a slot; the first is being sent
         self.line = []                 # (lane, index, asked at) that wait for a slot
         self.uploaded = 0              # chunks
@@ -135,20 +135,20 @@ class Lane:
 
     def __init__(self, asker, other):
         self.asker, self.other = asker, other
-        self.known = 0                 # the chunks that the other has listed
+        self.known = 0                 # the chunks that the other peer has listed
         self.instead = None            # the chunk that it proposed
         self.busy = 0                  # how often in a row it said BUSY
-        self.turn = 0                  # counts the waits, so that the end of an old one is no end of the next
+        self.turn = 0                  # counts the waits, so that the end of an old one does not end the next
 
 
 class Simulation:
-    """One run. Methods named after what happens; each is called by the clock, or by the one before it."""
+    """One run. Methods are named after events; each is called by the clock, or by the previous event."""
 
     def __init__(self, leechers, chunks, tau=TAU, slow=0.0, seeder=1.0, seed=1):
         self.rng = random.Random(seed)
         self.now, self.tickets = 0.0, itertools.count()
-        self.moment, self.clock = 0, []  # the number of this moment, and a heap of what happens in it
-        self.later = {}                  # number of a moment -> list of what happens in it
+        self.moment, self.clock = 0, []  # the number of this moment, and a heap of its events
+        self.later = {}                  # number of a moment -> list of its events
         self.chunks, self.tau = chunks, tau
         rates = [seeder / tau] + [1 / tau] * leechers
         if slow:
@@ -162,7 +162,7 @@ class Simulation:
                 self.after(self.rng.uniform(0, 0.1), self.step, self.lane(asker, other))
 
     def neighbors(self, asker):
-        """Whom a leecher dials: everybody, or as many as it may, at random."""
+        """Whom a leecher dials: everybody, or, if there are too many, a random choice."""
         others = range(len(self.members))
         drawn = others if len(others) <= peer.MAX_NEIGHBORS + 1 else self.rng.sample(others, peer.MAX_NEIGHBORS)
         return [self.members[number] for number in drawn if number != asker.number]
@@ -213,7 +213,7 @@ class Simulation:
             lane.asker.picker.add(lane.other.number, news)
 
     def wait(self, lane):
-        """Nothing to ask for: until the other has news, or a chunk that is under way elsewhere is late."""
+        """With nothing to ask for, wait until the other has news, or a chunk requested elsewhere is late."""
         lane.turn += 1
         if peer.NEWS_SECONDS:
             lane.other.waiting.add(lane)
@@ -221,7 +221,7 @@ class Simulation:
         self.after(picker.late_after() / 2 if picker.wanted(lane.other.number) else 1.0, self.waited, lane, lane.turn)
 
     def waited(self, lane, turn):
-        """The wait of that turn is over, unless news ended it."""
+        """The wait of that turn is over, unless news ended it before."""
         if turn == lane.turn:
             lane.turn += 1
             lane.other.waiting.discard(lane)
@@ -231,7 +231,7 @@ class Simulation:
         self.after(LATENCY + peer.busy_pause(seconds, lane.busy, lane.asker.picker.rng), self.step, lane)
 
     def asked(self, lane, index):
-        """Fetch Chunk arrives at the other side: a slot, or a place in the line, or BUSY."""
+        """Fetch Chunk arrives at the other side, which gives a slot, a place in the line, or BUSY."""
         other, upload = lane.other, (lane, index, self.now)
         self.counts["fetches"] += 1
         if other.slots.free(lane.asker.number, index, False, other.places):
@@ -243,7 +243,7 @@ class Simulation:
             self.turned_away(other, lane, index)
 
     def gave_up(self, other, upload):
-        """No slot came free in time, unless the upload has begun meanwhile."""
+        """No slot became free in time, unless the upload has begun meanwhile."""
         if upload in other.line:
             other.line.remove(upload)
             self.turned_away(other, *upload[:2])
@@ -271,7 +271,7 @@ class Simulation:
             self.after(other.seconds, self.sent, other)
 
     def sent(self, other):
-        """The first chunk of the queue is out: the next one, the line, and the asker go on."""
+        """The first chunk of the queue is out: start the next one, serve the line, let the asker go on."""
         upload = other.queue.pop(0)
         if other.queue:
             self.after(other.seconds, self.sent, other)
@@ -285,7 +285,7 @@ class Simulation:
         self.after(LATENCY, self.arrived, *upload)
 
     def arrived(self, lane, index, since):
-        """A chunk is there, verified and written."""
+        """A chunk has arrived and is verified and written."""
         asker = lane.asker
         lane.busy = 0
         asker.picker.release(lane.other.number, index)
@@ -306,7 +306,7 @@ class Simulation:
 
 
 class LinkLane(Lane):
-    """As Lane, with the connection and what peer.py's Neighbor and Link keep of it."""
+    """A Lane with its connection and the state that peer.py keeps in Neighbor and Link."""
 
     __slots__ = ("there", "back", "trip", "asked", "served", "heard", "heard_at", "waits", "rest_until", "rate", "took_at", "answers")
 
@@ -315,8 +315,8 @@ class LinkLane(Lane):
         self.there = network.Connection(net, asker.number, other.number, peer.UNSENT_BYTES)
         self.back = network.Connection(net, other.number, asker.number, peer.UNSENT_BYTES)
         self.trip = net.round_trip(asker.number, other.number)
-        self.asked = collections.deque()   # (index, or None for Chunks Query; when), without an answer yet
-        self.served = collections.deque()  # (index or None, how long it may wait) at the other side; the first is being answered
+        self.asked = collections.deque()   # (index, or None for Chunks Query; when) of requests not answered yet
+        self.served = collections.deque()  # (index or None, how long it may wait) at the other side, which is answering the first
         self.heard, self.heard_at, self.waits = False, 0.0, False
         self.rest_until, self.rate, self.took_at, self.answers = 0.0, 0.0, 0.0, 0
 
@@ -325,7 +325,7 @@ class LinkLane(Lane):
 
 
 class OnLinks(Simulation):
-    """A run on links: requests, news and chunks are packets. Methods that follow one of peer.py's name it."""
+    """A run on links: requests, news and chunks are packets. A method modelled on one in peer.py names it."""
 
     def __init__(self, leechers, chunks, spec, chunk_size, seed=1):
         self.network = network.Network(spec, leechers + 1, self.after, lambda: self.now, random.Random(seed))
@@ -346,7 +346,7 @@ class OnLinks(Simulation):
         return lane
 
     def step(self, lane):
-        """Peer.ask_and_take, but for the wait for an answer."""
+        """Peer.ask_and_take, except for waiting for an answer."""
         lane.turn += 1
         lane.asker.resting.discard(lane)
         if lane.asker.complete_at is not None:
@@ -399,7 +399,7 @@ class OnLinks(Simulation):
         lane.there.write(REQUEST, None, lambda: self.after(LATENCY / 2, self.requested, lane, index, seconds))
 
     def requested(self, lane, index, seconds):
-        """A request is at the other side, which answers one after the other."""
+        """A request has arrived at the other side, which answers one at a time."""
         lane.served.append((index, seconds))
         if len(lane.served) == 1:
             self.serve(lane)
@@ -477,7 +477,7 @@ class OnLinks(Simulation):
             self.serve(lane)
 
     def begin(self, other, upload):
-        """Uploads.begin, and the chunk on its way."""
+        """Uploads.begin, and the chunk sets out."""
         lane, index, _ = upload
         if not other.slots.active:
             other.ended_at = self.now
@@ -485,7 +485,7 @@ class OnLinks(Simulation):
         self.answer(lane, self.chunk_size, self.arrived, left=lambda: self.sent(other, lane))
 
     def sent(self, other, lane):
-        """The chunk has left but for what the socket holds: its slot is free (Uploads.end)."""
+        """The chunk has left, except for what the socket still holds: its slot is free (Uploads.end)."""
         other.slots.active -= 1
         other.interval += (self.now - other.ended_at - other.interval) / 4
         other.ended_at, other.turned_away = self.now, 0
@@ -497,7 +497,7 @@ class OnLinks(Simulation):
                 self.begin(other, waiting)
 
     def arrived(self, lane, index, since):
-        """Peer.hand_over, verify and keep: a chunk is there, right and written."""
+        """Peer.hand_over, verify and keep: a chunk has arrived, is correct and is written."""
         asker = lane.asker
         rate = self.chunk_size / max(self.now - max(since, lane.took_at), 1e-6)
         lane.rate += (rate - lane.rate) / 4 if lane.rate else rate
@@ -509,7 +509,7 @@ class OnLinks(Simulation):
             self.counts["duplicates"] += 1
 
     def holds_more(self, member):
-        """Who waits for news is told; a lane that rests looks whether there is something to ask."""
+        """Tell those who wait for news; resting lanes check whether there is something to ask for."""
         if member.picker.complete():
             member.complete_at, member.slots.sole = self.now, member.picker.all
             self.missing -= 1
@@ -523,12 +523,12 @@ class OnLinks(Simulation):
 
 
 def floor(leechers, chunks, tau):
-    """Seconds before which nobody can have distributed the file, when all upload at one chunk in `tau` seconds."""
+    """The least seconds in which the file can be distributed, if everyone uploads one chunk in `tau` seconds."""
     return (chunks + leechers.bit_length() - 1) * tau
 
 
 def simulate_on_links(leechers, chunks, spec, chunk_size=peer.CHUNK_SIZE, seed=1, without=()):
-    """One run on links: as simulate(), with the textbook's bound and a round trip for the floor."""
+    """One run on links: like simulate(), but the floor is the textbook's bound plus a round trip."""
     with Without(without):
         run = OnLinks(leechers, chunks, spec, chunk_size, seed).run()
     makespan = max(member.complete_at or FOREVER for member in run.members[1:])
@@ -542,8 +542,8 @@ def simulate_on_links(leechers, chunks, spec, chunk_size=peer.CHUNK_SIZE, seed=1
 def simulate(leechers, chunks, tau=TAU, slow=0.0, seeder=1.0, seed=1, without=()):
     """One run: makespan and floor in seconds, their ratio, what the seeder sent in files, requests per chunk.
 
-    With `slow`, a share of the others' rate, member 1 has that rate; makespan and floor are those of
-    the others.
+    With `slow`, member 1 has that share of the others' rate; makespan and floor are those of the
+    others.
     """
     with Without(without):
         run = Simulation(leechers, chunks, tau, slow, seeder, seed).run()
@@ -565,7 +565,7 @@ def median_run(runs):
 
 
 def several(args, without=()):
-    """As many runs as were asked for, each with the next seed."""
+    """The requested number of runs, each with the next seed."""
     if args.links:
         return [simulate_on_links(args.leechers, args.chunks, args.links, args.chunk_size, args.seed + number, without) for number in range(args.runs)]
     return [simulate(args.leechers, args.chunks, args.tau, args.slow or 0.0, args.seeder, args.seed + number, without) for number in range(args.runs)]
@@ -575,7 +575,7 @@ HEAD = f"{'rule taken out':<16} {'makespan':>9} {'over floor':>10} {'worst':>6} 
 
 
 def row(name, runs):
-    """One line: the median run, the worst of the runs, and requests for each chunk that a leecher got."""
+    """One line: the median run, the worst run, and requests per chunk that a leecher got."""
     run, worst = median_run(runs), max(run["ratio"] for run in runs)
     return (f"{name:<16} {run['makespan']:>7.1f} s {run['ratio']:>10.3f} {worst:>6.3f} {run['seeder_files']:>7.2f}"
             f" {run['news']:>6.1f} {run['fetches']:>8.1f} {run['busy']:>6.1f} {run['duplicates']:>6.3f}")

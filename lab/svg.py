@@ -1,9 +1,8 @@
 """Pictures for lab/distribution.py and lab/timeline.py: one self-contained SVG, legible in light and in dark.
 
-Colours are classes, so that one style sheet serves both: `s0` … `s7` are eight series that are also
-apart for most colour-blind eyes, in the order in which they are to be used; `ink`, `dim` and `grid`
-are text, lesser text and lines. A series is told apart by its marker or its dashes too, never by
-colour alone.
+Colours are classes, so that one style sheet serves both: `s0` … `s7` are eight series that most
+colour-blind readers can tell apart, to be used in this order; `ink`, `dim` and `grid` are text,
+secondary text and lines. Series also differ in their markers or dashes, never in colour alone.
 
 Reading order: numbers on axes - the picture - a plot with two axes - labels and legend.
 """
@@ -13,7 +12,7 @@ from xml.sax.saxutils import escape
 
 FONT = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 SIZE = 13            # pixels: text of axes and legends
-LETTER = 0.56        # of the size: the width of a letter, on the average of such fonts
+LETTER = 0.56        # of the font size: the average width of a letter in such fonts
 PAPER = "#ffffff", "#14171c"   # light, dark
 INK = "#1b1f24", "#e8eaed"
 DIM = "#59626d", "#a5aeb9"
@@ -28,7 +27,7 @@ DASHES = "", "7 4", "2 3", "9 3 2 3"
 
 
 def step_for(low, high, most):
-    """1, 2 or 5 times a power of ten, so that about `most` steps lead from `low` to `high`."""
+    """1, 2 or 5 times a power of ten, so that about `most` steps fit between `low` and `high`."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -47,7 +46,7 @@ def ticks(low, high, most=6):
 
 
 def ticks_around(low, high, most=6):
-    """Round numbers of which the first is not above `low` and the last is above `high`: what an axis may begin and end with."""
+    """Round numbers for an axis: the first is not above `low`, and the last is above `high`."""
     step = step_for(low, high if high > low else low + 1, most)
     return multiples(step, math.floor(low / step + 1e-9), math.floor(high / step + 1e-9) + 1)
 
@@ -61,7 +60,7 @@ def number(value):
 
 
 def two_themes():
-    """The style sheet: every colour once for light and once for dark."""
+    """The style sheet, with every colour once for light mode and once for dark."""
     def rules(theme):
         series = "".join(f".s{n}{{fill:{pair[theme]}}}.l{n}{{stroke:{pair[theme]}}}" for n, pair in enumerate(SERIES))
         return (f".paper{{fill:{PAPER[theme]}}}.halo{{stroke:{PAPER[theme]}}}.ink{{fill:{INK[theme]}}}.dim{{fill:{DIM[theme]}}}"
@@ -70,7 +69,7 @@ def two_themes():
 
 
 class Picture:
-    """Collects shapes, in pixels from the top left; `save` writes them. `title` and `description` are for those who cannot see it."""
+    """Collects shapes, in pixels from the top left; `save` writes them. `title` and `description` are for readers who cannot see it."""
 
     def __init__(self, width, height, title, description=""):
         self.width, self.height = width, height
@@ -125,7 +124,7 @@ class Picture:
 class Plot:
     """A rectangle of a picture in which x and y have a scale: box = (left, top, right, bottom) in pixels, x and y = (low, high).
 
-    With `log_x` equal distances along x are equal factors.
+    With `log_x`, equal distances along x mean equal factors.
     """
 
     def __init__(self, picture, box, x, y, log_x=False):
@@ -171,13 +170,13 @@ class Plot:
             self.picture.mark(self.x(x), self.y(y), series, tip(x, y))
 
 
-# What the lines are: labels at their ends, or a legend.
+# Names of the lines: labels at their ends, or a legend.
 
 
 def spread(wanted, apart, low, high):
-    """Places at least `apart` from each other between `low` and `high`, each near the one that is wanted, in the same order."""
+    """Places between `low` and `high`, at least `apart` from each other, each near the wanted one, in the same order."""
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    groups = []  # of places that touch: [the sum of where each of them would have the first one, how many they are]
+    groups = []  # for each group of places that touch: [sum of where each member would put the first one, number of members]
     for index in order:
         groups.append([wanted[index], 1])
         while len(groups) > 1 and groups[-2][0] / groups[-2][1] + groups[-2][1] * apart > groups[-1][0] / groups[-1][1]:
@@ -185,7 +184,7 @@ def spread(wanted, apart, low, high):
             groups[-1][0] += total - count * groups[-1][1] * apart
             groups[-1][1] += count
     places = [total / count + apart * number for total, count in groups for number in range(count)]
-    for rank in range(len(places)):  # what is beyond an end pushes the others
+    for rank in range(len(places)):  # a place beyond an end pushes the others
         places[rank] = max(places[rank], low + rank * apart)
     for rank in reversed(range(len(places))):
         places[rank] = min(places[rank], high - (len(places) - 1 - rank) * apart)

@@ -3,30 +3,30 @@
 
     .venv/bin/python lab/timeline.py EVENTS… [--out timeline.svg]
     .venv/bin/python lab/distribution.py --point 4 40 --events run && .venv/bin/python lab/timeline.py run/*.events
-    .venv/bin/python lab/timeline.py --links up=20M,delay=10ms run/*.events     says of each uplink how much of it was in use
+    .venv/bin/python lab/timeline.py --links up=20M,delay=10ms run/*.events     also shows how much of each uplink was used
 
-Give the files of as many peers as you have, and the tracker's: its seeder writes there. A peer whose
-file is not given is still drawn as a source, as far as the others tell of it. The picture is one SVG
+Give the files of as many peers as you have, and the tracker's, where its seeder writes. A peer whose
+file is not given is still drawn as a source, as far as the others mention it. The picture is one SVG
 file; point at a bar to read what it is. The summary goes to stdout: who moved how much, how long
-each link had nothing to do, and where the time of the slowest peer went.
+each link was idle, and where the time of the slowest peer went.
 
-What the events tell. `fetched` says who sent a chunk, when it was verified and how long the exchange took, so
+What the events say. `fetched` says who sent a chunk, when it was verified and how long the exchange took, so
 it is a bar at its receiver. `sent` says when the last byte was handed to the kernel; it is matched
-with the `fetched` that it led to, and takes its beginning from there (or from its own `seconds`,
-where it has them). Under an upload limit chunks go out one after another, so there a bar begins where the one before it
-on that uplink ended, at the earliest: what came before was waiting. A `sent` to a connection of a known peer that led to
-no `fetched` is a duplicate: the chunk had come from elsewhere first. What was sent of an exchange that broke off is in no
-event. Where no event says what an exchange took, which it need not, its bar has no known beginning: it is a line at its
-end, and what depends on beginnings, such as how long a link had nothing to do, is not told.
+with the `fetched` that it led to, and takes its beginning from there (or from its own `seconds`, if it
+has them). Under an upload limit chunks go out one after another, so there a bar begins no earlier than the previous one
+on that uplink ended: any time before that was spent waiting. A `sent` on the connection of a known peer that led to
+no `fetched` is a duplicate: the chunk had already come from elsewhere. No event shows what was sent of an exchange that
+broke off. Events need not say how long an exchange took; if none does, its bar has no known beginning: it is a line at
+its end, and whatever depends on beginnings, such as how long a link was idle, is left out.
 
-Runs. --events appends, so one file may tell of several processes, each from its `start` on. Those that were there at the
-same time are one run of a swarm; of several runs, or contents, the last is shown, and --run chooses another.
+Runs. --events appends, so one file may describe several processes, each from its `start` on. Processes that ran at the
+same time form one run of a swarm; of several runs, or contents, the last is shown, and --run chooses another.
 
-Clocks. `t` of all processes of one machine is one clock, until it is started anew. If the wall times in the `start` events
-say that there is more than one clock in a run, all its times are converted to wall time, and are as good as those clocks. What
-has no wall time is taken for of the same clock.
+Clocks. The `t` of all processes on one machine comes from one clock, until the machine restarts. If the wall times in the
+`start` events show that a run has more than one clock, all its times are converted to wall time, and are as accurate as those
+clocks. Events without a wall time are assumed to use the same clock.
 
-Reading order: data - reading - runs and clocks - who is who - matching - intervals - summary - the picture of bars - the picture of rates - main.
+Reading order: data - reading - runs and clocks - who is who - matching - intervals - summary - bars - rates - main.
 """
 
 import bisect
@@ -46,17 +46,17 @@ import svg  # noqa: E402
 LATEST = 1e11         # seconds, a few thousand years: no clock shows more
 SAME_CLOCK = 1.0      # seconds by which wall time less `t` may differ between files of one machine
 SLACK = 2.0           # seconds by which a `sent` may be noted before or after the `fetched` that it led to
-MANY = 4000           # transfers: with more, rates are drawn and not bars
+MANY = 4000           # transfers; with more, rates are drawn instead of bars
 BINS = 240            # columns of time in the picture of rates
-TIPS = 60             # of them for a lane, each over several columns, can be pointed at
-USUAL = 0.995         # of all columns are no higher than half a lane: one burst must not flatten all others
-NOTABLE = 0.05        # share of a peer's time above which a cause is worth telling
-SLOW_SOURCE = 3       # times slower than the median: then a source is called slow
+TIPS = 60             # fields to point at for each lane, each over several columns
+USUAL = 0.995         # of all columns must fit into half a lane: one burst must not flatten all others
+NOTABLE = 0.05        # share of a peer's time above which a cause is worth mentioning
+SLOW_SOURCE = 3       # times slower than the median, and a source is called slow
 WIDTH, LEFT, RIGHT, TOP = 1180, 168, 1150, 116   # pixels
 COLOURS = len(svg.SERIES)
 
 
-# Data. Times in seconds from the first request; a lane is one peer, and is known by its place in a list.
+# Data. Times are in seconds from the first request; a lane is one peer, identified by its index in a list.
 
 
 class Transfer(NamedTuple):
@@ -67,44 +67,44 @@ class Transfer(NamedTuple):
     chunk: int      # its id
     size: int       # bytes
     source: int     # lane
-    to: int         # lane; None: a peer that no file tells of
+    to: int         # lane; None for a peer that no file mentions
     duplicate: bool = False
-    timed: bool = True   # whether its beginning is known; if not, that is its end
+    timed: bool = True   # whether its beginning is known; if not, `begin` is its end
 
 
 class Sent(NamedTuple):
     """A `sent` event: where its connection leads is found out later."""
 
     t: float
-    seconds: float  # None where the event does not say
+    seconds: float  # None if the event does not say
     chunk: int
     size: int
     to: str
 
 
 class Lane:
-    """One peer: what its file says, or what others say of one that has no file."""
+    """One peer: what its own file says, or, without one, what the others say of it."""
 
     def __init__(self, name, has_file=True):
         self.name = name
         self.has_file = has_file
-        self.offset = None     # wall time less `t`, where its `start` says
+        self.offset = None     # wall time less `t`, if its `start` says
         self.content = None    # content id
-        self.file, self.place = None, 0  # where it was read, and which of the processes that wrote there it is
-        self.first = self.last = None  # times of its events
-        self.joined = []       # times at which it did
-        self.complete = None   # when it was, the last time
+        self.file, self.place = None, 0  # the file that it was read from, and its number among the processes that wrote there
+        self.first = self.last = None  # times of its first and last event
+        self.joined = []       # times at which it joined
+        self.complete = None   # when it last became complete
         self.listening = set() # addresses that it says it has
         self.port = None
         self.fetched = []      # (t, seconds, chunk, size, address of the source), then Transfers
         self.sent = []         # Sent, then Transfers
         self.dropped = []      # (t, neighbor, reason)
         self.size = None       # of the file, as `complete` says
-        self.limit = None      # bytes per second, where `start` says
-        self.uplink = None     # bytes per second of its link, where --links says
+        self.limit = None      # bytes per second, if `start` says
+        self.uplink = None     # bytes per second of its link, if --links says
 
     def is_seeder(self):
-        """Whether it had the whole file from its beginning, as far as anyone can tell."""
+        """Whether it had the whole file from the start, as far as anyone can tell."""
         return not self.fetched and (self.complete is not None or bool(self.sent))
 
 
@@ -112,14 +112,14 @@ class Lane:
 
 
 def seconds_in(value):
-    """A time as a float; ValueError for one that no clock shows, which would make the rest of the picture a point."""
+    """A time as a float; ValueError if no clock shows it: it would shrink the rest of the picture to a point."""
     if not abs(float(value)) <= LATEST:
         raise ValueError
     return float(value)
 
 
 def duration_in(value):
-    """As seconds_in, and not below 0; None for None: the event does not say."""
+    """As seconds_in, but not below 0; None if the event does not say."""
     if value is None:
         return None
     if not 0 <= float(value) <= LATEST:
@@ -135,12 +135,12 @@ def bytes_in(value):
 
 
 def text_in(value):
-    """A text that a terminal and an SVG file can hold."""
+    """Text that is safe in a terminal and in an SVG file."""
     return "".join(c if c.isprintable() else "\ufffd" for c in str(value))
 
 
 def events_of(path):
-    """Yield the events of a file, and say on stderr how many lines are none. The last one may be cut off: its writer may still be writing."""
+    """Yield the events of a file, and say on stderr how many lines are not events. The last line may be unfinished: it may still be written."""
     events, unreadable = [], 0
     try:
         with open(path, "rb") as file:
@@ -160,7 +160,7 @@ def events_of(path):
 
 
 def take(lane, event, same, tracker):
-    """Add an event to a lane. KeyError, TypeError, ValueError, OverflowError for one that is not as SPEC CL-15 has it."""
+    """Add an event to a lane. KeyError, TypeError, ValueError, OverflowError if it is not as SPEC CL-15 demands."""
     kind, t = event["event"], seconds_in(event["t"])
     if kind in ("fetched", "sent"):
         address = text_in(event["of" if kind == "fetched" else "to"])
@@ -170,7 +170,7 @@ def take(lane, event, same, tracker):
         if event.get("wall") is not None:
             lane.offset = seconds_in(event["wall"]) - t
         lane.limit = bytes_in(event.get("upload_limit") or 0) or lane.limit
-        if "file" not in event:  # that of a tracker is not its seeder's
+        if "file" not in event:  # the tracker's port is not its seeder's
             lane.port = int(event["port"])
     elif kind == "joined" and "peer" in event:
         tracker.append(text_in(event["peer"]))
@@ -178,7 +178,7 @@ def take(lane, event, same, tracker):
         lane.joined.append(t)
         if event.get("listening"):
             lane.listening.add(text_in(event["listening"]))
-        elif tracker:  # the tracker's own seeder: the peer that joined last before it was told so
+        elif tracker:  # the tracker's own seeder: the last peer that joined before this event
             lane.listening.add(tracker[-1])
     elif kind == "complete":
         lane.complete, lane.size = t, bytes_in(event["bytes"])
@@ -187,7 +187,7 @@ def take(lane, event, same, tracker):
 
 
 def read_lanes(path, name):
-    """The lanes of one file: one for each process that wrote into it, in their order."""
+    """The lanes of one file: one for each process that wrote to it, in order."""
     lanes, seen, tracker = [], {}, []
     for event in events_of(path):
         if event["event"] == "start" or not lanes:
@@ -205,7 +205,7 @@ def read_lanes(path, name):
 
 
 def names_of(paths):
-    """A short name for each file: its own, or its whole path where two would have the same."""
+    """A short name for each file: its base name, or its whole path if two would have the same."""
     short = [text_in(os.path.splitext(os.path.basename(path))[0]) for path in paths]
     return [text_in(path) if short.count(name) > 1 else name for path, name in zip(paths, short)]
 
@@ -219,7 +219,7 @@ def natural(name):
 
 
 def know_offsets(files):
-    """Give what has no wall time the clock of the others, if they have one clock; whether there are several. `files`: a list of lanes each."""
+    """Give lanes without wall time the clock of the others, if these share one; return whether they do not. `files`: a list of lanes each."""
     known = [lane.offset for lanes in files for lane in lanes if lane.offset is not None]
     several = bool(known) and max(known) - min(known) > SAME_CLOCK
     for lane in (lane for lanes in files for lane in lanes if lane.offset is None):
@@ -231,7 +231,7 @@ def know_offsets(files):
 
 
 def fits(lane, run):
-    """Whether a lane may belong to a run: one content, as far as known, and no other process that wrote into the same file at that very time."""
+    """Whether a lane may belong to a run: the same content, as far as known, and no other process that wrote to its file at the same time."""
     contents = {other.content for other in run} | {lane.content}
     return len(contents - {None}) < 2 and not any(overlap(lane, other) for other in run if other.file == lane.file)
 
@@ -241,7 +241,7 @@ def overlap(lane, other):
 
 
 def runs_in(files):
-    """The lanes of each run, in the order of time: those that were there at the same time, and others as long as no file is in it twice."""
+    """The lanes of each run, in order of time: lanes that overlap in time, and others as long as no file occurs twice in the run."""
     def begin(lane):
         return lane.first + lane.offset
 
@@ -261,7 +261,7 @@ def runs_in(files):
 
 
 def shifted(lane, by):
-    """Add so many seconds to all times of a lane."""
+    """Add `by` seconds to all times of a lane."""
     lane.fetched = [(event[0] + by, *event[1:]) for event in lane.fetched]
     lane.sent = [event._replace(t=event.t + by) for event in lane.sent]
     lane.dropped = [(event[0] + by, *event[1:]) for event in lane.dropped]
@@ -270,9 +270,9 @@ def shifted(lane, by):
 
 
 def joined_up(lanes):
-    """One lane of those of one file: a peer that was started anew meanwhile."""
+    """Merge the lanes of one file into one: a peer that was restarted during the run."""
     first = lanes[0]
-    for lane in lanes[1:]:  # they are in the order of time
+    for lane in lanes[1:]:  # they are in order of time
         for name in ("joined", "fetched", "sent", "dropped"):
             getattr(first, name).extend(getattr(lane, name))
         first.listening |= lane.listening
@@ -298,13 +298,13 @@ def lane_of(address, lanes):
     if len(same_port) == 1:
         lanes[same_port[0]].listening.add(address)
         return same_port[0]
-    lanes.append(Lane(address, has_file=False))  # several machines may use one port: then nobody can tell which it is
+    lanes.append(Lane(address, has_file=False))  # if several machines use the same port, nobody can tell which one it is
     lanes[-1].listening.add(address)
     return len(lanes) - 1
 
 
 def zero_time(lanes):
-    """The first request of a chunk: all times are counted from there. Failure if there is none."""
+    """The time of the first request of a chunk, from which all times are counted; Failure if no chunk was requested."""
     begins = [t - (seconds or 0) for lane in lanes for t, seconds, *_ in lane.fetched] or [event.t for lane in lanes for event in lane.sent]
     if not begins:
         raise ending.Failure("no chunk was sent or fetched in these files; expected the --events files of a swarm that has begun")
@@ -327,7 +327,7 @@ def receive(lanes, zero):
 
 
 def match(lane, index, arrivals, zero):
-    """Turn one lane's sent events into Transfers. `arrivals` maps a chunk to the Transfers of others that came from here."""
+    """Turn one lane's sent events into Transfers. `arrivals` maps a chunk to the Transfers that others received from it."""
     connections, pairs = {}, []
     for event in lane.sent:
         t, best = event.t - zero, None
@@ -350,7 +350,7 @@ def match(lane, index, arrivals, zero):
 
 
 def one_by_one(transfers):
-    """The transfers of an uplink that sends one chunk after another, each without its wait for the one before; sorted by their ends."""
+    """The transfers of an uplink that sends one chunk after another, each without its wait for the previous one; sorted by end."""
     clipped, free = [], float("-inf")
     for transfer in transfers:
         clipped.append(transfer._replace(begin=min(transfer.end, max(transfer.begin, free))))
@@ -367,7 +367,7 @@ def send(lanes, zero):
     for index, lane in enumerate(lanes):
         if lane.has_file and lane.sent:
             sent = match(lane, index, arrivals[index], zero)
-            lane.sent = one_by_one(sent) if lane.limit else sent  # without a limit two chunks share the link
+            lane.sent = one_by_one(sent) if lane.limit else sent  # without a limit, concurrent chunks share the link
         else:
             lane.sent = sorted((transfer for chosen in arrivals[index].values() for transfer in chosen), key=lambda transfer: transfer.end)
 
@@ -391,7 +391,7 @@ class Run:
         self.size = max((lane.size for lane in self.lanes if lane.size), default=None)
 
     def order(self, lanes):
-        """Leave out who moved nothing and never was a peer (a tracker), and number the rest: seeders, then by name."""
+        """Leave out lanes that moved nothing and never were peers (a tracker), and number the rest: seeders first, then by name."""
         kept = [index for index, lane in enumerate(lanes) if lane.fetched or lane.sent or lane.joined or lane.complete is not None]
         kept.sort(key=lambda index: (not lanes[index].is_seeder(), natural(lanes[index].name)))
         place = {old: new for new, old in enumerate(kept)}
@@ -402,7 +402,7 @@ class Run:
 
 
 def read_run(paths, number=None):
-    """The Run that some files tell of: the last, or the one with this number, from 1."""
+    """The Run that these files describe: the last one, or the one with this number, counted from 1."""
     files = [lanes for path, name in zip(paths, names_of(paths)) if (lanes := read_lanes(path, name))]
     know_offsets(files)
     runs = [run for run in runs_in(files) if any(lane.fetched or lane.sent for lane in run)] or [[]]
@@ -423,7 +423,7 @@ def read_run(paths, number=None):
 
 
 def busy(transfers, low, high):
-    """Seconds between `low` and `high` in which at least one of the transfers was under way."""
+    """Seconds between `low` and `high` during which at least one of the transfers was under way."""
     return sum(end - begin for begin, end in merged(transfers, low, high))
 
 
@@ -432,7 +432,7 @@ def all_timed(transfers):
 
 
 def merged(transfers, low, high):
-    """The spans between `low` and `high` in which something was under way, in order, none touching the next."""
+    """The spans between `low` and `high` during which something was under way, in order, none touching the next."""
     spans = []
     for begin, end in sorted((max(low, transfer.begin), min(high, transfer.end)) for transfer in transfers):
         if end <= begin:
@@ -445,19 +445,19 @@ def merged(transfers, low, high):
 
 
 def gaps(transfers, low, high):
-    """The spans between `low` and `high` in which nothing was under way, the longest first."""
+    """The spans between `low` and `high` during which nothing was under way, the longest first."""
     edges = [low] + [edge for span in merged(transfers, low, high) for edge in span] + [high]
     found = [(begin, end) for begin, end in zip(edges[::2], edges[1::2]) if end > begin]
     return sorted(found, key=lambda gap: gap[0] - gap[1])
 
 
 def down_window(lane, run):
-    """From when to when a leecher could have downloaded: since it joined, until it was complete."""
+    """The time in which a leecher could have downloaded, as (begin, end): since it joined, until it was complete."""
     return max(0.0, min(lane.joined, default=0.0)), run.end if lane.complete is None else max(0.0, lane.complete)
 
 
 def up_window(lane, run):
-    """From when to when a peer could have uploaded: since it held a chunk, until nobody missed one."""
+    """The time in which a peer could have uploaded, as (begin, end): since it held a chunk, until nobody missed one."""
     return max(0.0, lane.fetched[0].end if lane.fetched else min(lane.joined, default=0.0)), run.end
 
 
@@ -482,7 +482,7 @@ def count(chunks):
 
 
 def idle(transfers, window):
-    """(seconds of a window in which nothing was under way, its length); None for one that never opened, and if beginnings are not known."""
+    """(seconds of a window during which nothing was under way, its length); None if it never opened, or if beginnings are unknown."""
     low, high = window
     return (high - low - busy(transfers, low, high), high - low) if high > low and all_timed(transfers) else None
 
@@ -500,7 +500,7 @@ def state(lane):
 
 
 def summary_row(lane, run):
-    """What the table has of one lane, as strings."""
+    """A lane's row of the table, as strings."""
     down = show_idle(idle(lane.fetched, down_window(lane, run))) if lane.has_file and not lane.is_seeder() else "-"
     sources = len({transfer.source for transfer in lane.fetched})
     used = ""
@@ -511,7 +511,7 @@ def summary_row(lane, run):
 
 
 def know_uplinks(run, spec):
-    """Note the rate of each lane's uplink, by the number of its host, which its address ends with."""
+    """Note the rate of each lane's uplink; the last number of its address is the number of its host."""
     for lane in run.lanes:
         hosts = [match[1] for address in lane.listening if (match := re.match(rf"{re.escape(links.NETWORK)}\.(\d+):", address))]
         if hosts and spec.of(int(hosts[0])).up < float("inf"):
@@ -519,14 +519,14 @@ def know_uplinks(run, spec):
 
 
 def columns(rows):
-    """Lines of a table: the first column to the left, the others to the right; a column with nothing in it is left out."""
+    """Lines of a table: the first column is aligned left, the others right; empty columns are left out."""
     rows = list(zip(*(column for column in zip(*rows) if any(column[1:]))))
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
     return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip() for row in rows]
 
 
 def totals(run):
-    """Lines on the whole swarm."""
+    """Lines about the whole swarm."""
     arrived = sum(total(lane.fetched) for lane in run.lanes)
     seeded = [transfer for lane in run.lanes if lane.is_seeder() for transfer in lane.sent]
     useful = total(transfer for transfer in seeded if not transfer.duplicate)
@@ -547,13 +547,13 @@ def totals(run):
 
 
 def slowest(run):
-    """The leecher that was complete last, or never; None without leechers."""
+    """The leecher that became complete last, or never; None without leechers."""
     leechers = [lane for lane in run.lanes if lane.has_file and not lane.is_seeder()]
     return max(leechers, key=lambda lane: (lane.complete is None, lane.complete or -len(lane.fetched)), default=None)
 
 
 def holders(run, lane, t):
-    """The lanes that held at time t a chunk that this one had not."""
+    """The lanes that, at time t, held a chunk that this one lacked."""
     has = {transfer.chunk for transfer in lane.fetched if transfer.end <= t}
     found = []
     for other in run.lanes:
@@ -565,7 +565,7 @@ def holders(run, lane, t):
 
 
 def cause_idle(lane, run):
-    """(seconds, line) on a downlink with nothing to do, and on its longest gap."""
+    """(seconds, line) about an idle downlink and its longest gap."""
     window = down_window(lane, run)
     found = idle(lane.fetched, window)
     if not found or not found[0]:
@@ -581,7 +581,7 @@ def cause_idle(lane, run):
 
 
 def cause_source(lane, run):
-    """(seconds, line) on the source that took most time, if it was slow."""
+    """(seconds, line) about the source that took the most time, if it was slow."""
     rates = [transfer.size / (transfer.end - transfer.begin) for other in run.lanes for transfer in other.fetched if transfer.end > transfer.begin]
     times = {}
     for transfer in lane.fetched:
@@ -598,7 +598,7 @@ def cause_source(lane, run):
 
 
 def cause_last(lane, run):
-    """(seconds, line) on waiting for the last chunk."""
+    """(seconds, line) about the wait for the last chunk."""
     if len(lane.fetched) < 2 or not all_timed(lane.fetched):
         return 0, ""
     last, before = lane.fetched[-1], lane.fetched[-2]
@@ -663,7 +663,7 @@ def colour(lane, run):
 
 
 def tip(transfer, run):
-    """What a bar says when it is pointed at."""
+    """The text shown when a bar is pointed at."""
     names = [run.lanes[lane].name if lane is not None else "a peer without events" for lane in (transfer.source, transfer.to)]
     seconds = transfer.end - transfer.begin
     when = f"{transfer.begin:.3f} – {transfer.end:.3f} s" if transfer.timed else f"until {transfer.end:.3f} s"
@@ -673,7 +673,7 @@ def tip(transfer, run):
 
 
 def draw_bars(picture, plot, run, transfers, partner, top, height):
-    """The transfers of one half lane, stacked where they overlap. A bar that has room shows its `partner`: source or to."""
+    """The transfers of one half lane, stacked where they overlap. A bar with enough room shows its `partner`: source or to."""
     rows, count = stack(transfers)
     each = height / count
     for transfer, row in rows.items():
@@ -688,14 +688,14 @@ def draw_bars(picture, plot, run, transfers, partner, top, height):
 
 
 def half_heights(lane, lanes):
-    """Pixels for what a lane downloads, and for what it uploads; more of them for each row where there are few lanes."""
+    """Pixels for what a lane downloads, and for what it uploads; rows are higher if there are few lanes."""
     each = 13 if lanes <= 6 else 8 if lanes <= 12 else 6
     down, up = stack(lane.fetched)[1] if lane.fetched else 0, stack(lane.sent)[1] if lane.sent else 0
     return (min(11 * each, max(14, each * down)) if down else 0), (min(7 * each, max(14, each * up)) if up else 14)
 
 
 def swatch(picture, run, index, middle):
-    """A lane's colour and number, as its bars and those of its partners have them."""
+    """A lane's colour and number, as in its bars and those of its partners."""
     picture.add("rect", x=16.0, y=middle - 6.5, width=18.0, height=13.0, class_=f"s{colour(index, run)}")
     picture.add("text", str(index), x=25.0, y=middle + 3.7, class_="on", text_anchor="middle")
 
@@ -715,14 +715,14 @@ def label(picture, run, index, top, height):
 
 
 def draw_complete(picture, plot, lane, top, height):
-    """A line where the lane was complete."""
+    """A line at the time when the lane became complete."""
     if lane.complete is not None and lane.fetched:
         x = float(plot.x(lane.complete))
         picture.add("path", tip=f"{lane.name} complete at {lane.complete:.3f} s", d=f"M{x:.1f} {top - 2:.1f}v{height + 4:.1f}", class_="done")
 
 
 def frame(run, bottom, what):
-    """A picture with its heading, and the plot that has the time axis under all lanes."""
+    """A picture with its heading, and the plot with the time axis under all lanes."""
     leechers = sum(not lane.is_seeder() for lane in run.lanes)
     seeders = len(run.lanes) - leechers
     picture = svg.Picture(WIDTH, bottom + 60, "Timeline of a swarm", what)
@@ -738,7 +738,7 @@ def frame(run, bottom, what):
 
 
 def draw_all_bars(run):
-    """The picture in which each transfer is a bar."""
+    """The picture with a bar for each transfer."""
     halves = [half_heights(lane, len(run.lanes)) for lane in run.lanes]
     bottom = TOP + sum(down + up + 14 for down, up in halves)
     picture, plot = frame(run, bottom, "each lane has what a peer downloads, from its request on, and below what it uploads;")
@@ -758,11 +758,11 @@ def draw_all_bars(run):
     return picture
 
 
-# The picture of rates: for so many transfers that bars would be thinner than a pixel.
+# The picture of rates, for when so many transfers would make bars thinner than a pixel.
 
 
 def binned(transfers, end, bins=BINS):
-    """Bytes in each of so many equal parts of the time from 0 to `end`; a transfer's bytes are spread over its duration."""
+    """Bytes in each of `bins` equal parts of the time from 0 to `end`; a transfer's bytes are spread over its duration."""
     found, width = [0.0] * bins, end / bins or 1
     for transfer in transfers:
         first, last = (min(bins - 1, max(0, int(t / width))) for t in (transfer.begin, transfer.end))
@@ -777,7 +777,7 @@ def binned(transfers, end, bins=BINS):
 
 
 def draw_columns(picture, plot, run, amounts, base, scale, series):
-    """One path with a column for each part of the time; `base` is where each begins (pixels), `scale` pixels for a byte, negative: upwards."""
+    """One path with a column for each part of the time; `base` is where each begins (pixels), `scale` is pixels per byte, negative for upwards."""
     step = run.end / len(amounts)
     pieces = []
     for place, amount in enumerate(amounts):
@@ -789,7 +789,7 @@ def draw_columns(picture, plot, run, amounts, base, scale, series):
 
 
 def draw_tips(picture, plot, run, lane, series, top, height):
-    """Invisible fields over a lane that say its rates when they are pointed at."""
+    """Invisible fields over a lane that show its rates when pointed at."""
     each = BINS // TIPS
     for field in range(TIPS):
         seeded, shared, up = (sum(amounts[field * each:(field + 1) * each]) for amounts in series)
@@ -808,7 +808,7 @@ def rates_of(lane, run):
 
 
 def draw_all_rates(run):
-    """The picture in which each lane has its rates over time: downloads above its middle, uploads below."""
+    """The picture with each lane's rates over time: downloads above its middle line, uploads below."""
     height = 46 if len(run.lanes) <= 16 else 22
     bottom = TOP + height * len(run.lanes)
     series = [rates_of(lane, run) for lane in run.lanes]
@@ -837,7 +837,7 @@ def draw_all_rates(run):
 
 
 def draw(run):
-    """The picture of a run: bars, or rates when there are too many of them."""
+    """The picture of a run: bars, or rates if there are too many of them."""
     transfers = sum(len(lane.fetched) + len(lane.sent) for lane in run.lanes)
     return draw_all_rates(run) if transfers > MANY else draw_all_bars(run)
 
