@@ -4,7 +4,7 @@
 
 Reading order: files (pcap, pcapng) - packets (link layer, IP, TCP) - connections (segments put in order).
 
-A capture is read whole into memory. Left out, because TCP on a local network does not need it: IP fragments.
+A capture is read into memory as a whole. IP fragments are left out, because TCP on a local network does not need them.
 """
 
 import bisect
@@ -12,25 +12,25 @@ import collections
 import ipaddress
 import struct
 
-MAX_PACKET = 1 << 24  # bytes; a packet that claims more is no packet
+MAX_PACKET = 1 << 24  # bytes; anything that claims more is not a packet
 MAGICS = {b"\xa1\xb2\xc3\xd4": (">", 10**6), b"\xd4\xc3\xb2\xa1": ("<", 10**6),
           b"\xa1\xb2\x3c\x4d": (">", 10**9), b"\x4d\x3c\xb2\xa1": ("<", 10**9)}  # -> byte order, parts of a second
 PCAPNG = b"\x0a\x0d\x0d\x0a"
 SYN, RST, ACK = 0x02, 0x04, 0x10
-READ = (0, 1, 12, 14, 101, 108, 113, 228, 229, 276)  # link types that ip_of() knows, and names of others
+READ = (0, 1, 12, 14, 101, 108, 113, 228, 229, 276)  # link types that ip_of() knows, and the names of others
 NOT_READ = {9: "PPP", 50: "PPP", 105: "802.11 (a card in monitor mode)", 119: "802.11 behind Prism headers", 127: "802.11 behind radiotap headers (a card in monitor mode)",
             163: "802.11 behind AVS headers", 189: "USB", 192: "PPI", 220: "USB", 258: "PKTAP (macOS: capture one interface, not all)"}
 CUT = "their ends, which were cut off when they were recorded (tcpdump -s 0 keeps all)"
-TAGS = (0x8100, 0x88a8, 0x9100, 0x9200)  # of a VLAN, and around another
-NEAR = 1 << 24  # bytes; a SYN that comes late is this near to what it begins, hardly one of another connection
+TAGS = (0x8100, 0x88a8, 0x9100, 0x9200)  # of a VLAN, and of one around another
+NEAR = 1 << 24  # bytes; a late SYN is this near to what it begins, and one of another connection hardly ever is
 
 
 class NotACapture(Exception):
-    """The file is not one that we can read."""
+    """The file is in no format that we can read."""
 
 
 class CutShort(Exception):
-    """The file ends, or stops making sense, in the middle of a packet. Those before it were good."""
+    """The file ends, or stops making sense, in the middle of a packet. The packets before it were good."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def packets(path):
 
 
 def exactly(file, size, what, number):
-    """So many bytes of the file; b"" at its end. CutShort if it ends in the middle of them."""
+    """Exactly `size` bytes of the file; b"" at its end. CutShort if it ends in the middle of them."""
     if size > MAX_PACKET:
         raise CutShort(f"expected {what} after packet {number:,}, got a size of {size:,} bytes, which cannot be")
     data = file.read(size)
@@ -62,7 +62,7 @@ def exactly(file, size, what, number):
 
 def pcap_packets(file, order, parts):
     header = exactly(file, 20, "the header", 0)
-    link = struct.unpack(order + "HHiIII", header)[5] & 0x0fffffff  # the upper bits tell of checksums
+    link = struct.unpack(order + "HHiIII", header)[5] & 0x0fffffff  # the upper bits describe checksums
     number = 0
     while True:
         header = exactly(file, 16, "a packet", number)
@@ -75,7 +75,7 @@ def pcap_packets(file, order, parts):
 
 
 def pcapng_packets(file):
-    """Sections of blocks; packets are in blocks of type 6, 3 (without a time) and 2 (of old)."""
+    """Sections of blocks; packets are in blocks of type 6, 3 (without a time) and 2 (obsolete)."""
     file.seek(0)
     order, interfaces, number = "<", [], 0
     while True:
@@ -131,7 +131,7 @@ def pcapng_packet(type_, block, order, interfaces):
 
 
 def ip_of(link, data):
-    """The IP packet within a packet of this link type; b"" if there is none. struct.error if it is cut."""
+    """The IP packet within a packet of this link type; b"" if it holds none. struct.error if it is cut."""
     if link == 1:  # Ethernet
         at = 12
         while struct.unpack_from("!H", data, at)[0] in TAGS:
@@ -143,7 +143,7 @@ def ip_of(link, data):
         return data[16:] if struct.unpack_from("!H", data, 14)[0] in (0x0800, 0x86dd) else b""
     if link == 276:  # Linux cooked, v2
         return data[20:] if struct.unpack_from("!H", data)[0] in (0x0800, 0x86dd) else b""
-    if link in (0, 108):  # BSD loopback: four bytes of address family, which the IP version tells again
+    if link in (0, 108):  # BSD loopback: four bytes of address family, which the IP version repeats
         return data[4:]
     return data if link in (12, 14, 101, 228, 229) else b""  # raw IP
 
@@ -162,14 +162,14 @@ def tcp_of(packet):
             protocol, start = packet[start], start + (8 + 4 * packet[start + 1] if protocol == 51 else 8 + 8 * packet[start + 1])
     if version not in (4, 6) or protocol != 6 or fragmented:
         return None
-    segment = packet[start:size or None]  # the size is 0 when the network card was to cut it up
+    segment = packet[start:size or None]  # the size is 0 if the network card was to segment it
     ports = struct.unpack_from("!HH", segment)
     source, destination = ((str(ipaddress.ip_address(host)), port) for host, port in zip(hosts, ports))
     return source, destination, segment, max(0, size - len(packet))
 
 
 def not_read(link, data):
-    """Why there may be TCP in a packet that is not read, in words; "" if it is certain that there is none."""
+    """Why a packet that is not read may hold TCP, in words; "" if it certainly holds none."""
     if link not in READ:
         return f"link type {link}" + (f", {NOT_READ[link]}" if link in NOT_READ else "")
     packet = ip_of(link, data)
@@ -180,7 +180,7 @@ def not_read(link, data):
 
 
 def payload_of(link, packet):
-    """The bytes that a TCP packet of this link type carries; b"" if it is none."""
+    """The bytes that a TCP packet of this link type carries; b"" if it is not TCP."""
     try:
         _, _, segment, _ = tcp_of(ip_of(link, packet)) or (None, None, b"", 0)
         return segment[4 * (segment[12] >> 4):] if segment else b""
@@ -193,16 +193,16 @@ def payload_of(link, packet):
 
 
 class Side:
-    """What one end of a connection sent: segments (place in the stream, seconds, bytes), as they came."""
+    """What one end of a connection sent: segments (place in the stream, seconds, bytes), in order of arrival."""
 
     def __init__(self):
-        self.first = None  # where the stream begins, once a SYN told
+        self.first = None  # where the stream begins, once a SYN has shown it
         self.last = None   # the latest sequence number, counted on beyond 2**32
-        self.end = None    # as far as it went, captured or not
+        self.end = None    # the end of the stream so far, captured or not
         self.segments = []
 
     def add(self, sequence, flags, seconds, data, cut):
-        """Take a segment, of which `cut` bytes were not recorded."""
+        """Add a segment; `cut` bytes of it were not recorded."""
         if self.last is None:
             self.last = sequence + 2**32
         place = self.last + (sequence - self.last + 2**31) % 2**32 - 2**31
@@ -216,21 +216,21 @@ class Side:
             self.segments.append((place, seconds, data))
 
     def pieces(self):
-        """[(seconds, bytes that were not captured before it, bytes)] in the order of the stream; nothing is in it twice. The last one has
-        no bytes where its end was not captured."""
+        """[(seconds, number of uncaptured bytes before the piece, bytes)] in stream order, each byte once. The last one has no bytes if
+        the end of the stream was not captured."""
         ordered = in_order(self.segments)
         at = self.first if self.first is not None else ordered[0][0] if ordered else 0
         seconds, pieces = 0.0, []
         for place, arrived, data in ordered:
             if place >= at:
-                seconds = max(seconds, arrived)  # what came early has to wait for what it follows
+                seconds = max(seconds, arrived)  # bytes that came early have to wait for those before them
                 pieces.append((seconds, place - at, data))
                 at = place + len(data)
         return pieces + ([(seconds, self.end - at, b"")] if pieces and self.end and self.end > at else [])
 
 
 def in_order(segments):
-    """[(place, seconds, bytes)] by place: of bytes that came twice, those that came first."""
+    """[(place, seconds, bytes)] by place; of bytes that came twice, the first copy."""
     places, pieces = [], []
     for place, seconds, data in segments:
         while data:
@@ -255,7 +255,7 @@ class Connection:
         self.began = None  # the client's first sequence number
 
     def may_begin_with(self, client, sequence):
-        """Whether this SYN is its own: it came again, or after what it begins."""
+        """Whether this SYN belongs to this connection: repeated, or captured after what it begins."""
         if self.began is None and self.sides[client].last is not None:
             return (self.sides[client].last - sequence) % 2**32 < NEAR
         return self.began in (None, sequence)
@@ -265,7 +265,7 @@ class Connection:
 
 
 def connections(packets):
-    """([Connection], how many packets there were, {why: how many of them were not read}, why it ended early or ""); packets as from packets()."""
+    """([Connection], number of packets, {reason: number of packets not read}, why it ended early or ""); packets as from packets()."""
     found, current, count, passed = [], {}, 0, collections.Counter()
     packets = iter(packets)
     while True:
@@ -287,15 +287,15 @@ def connections(packets):
 
 
 def add(found, current, seconds, parts):
-    """Give a segment to its connection, a new one if it begins with it; whether its end was not recorded."""
-    if parts is None or parts[0] == parts[1]:  # a socket that is connected to itself has no two sides
+    """Give a segment to its connection, a new one if this is its SYN; return whether its end was not recorded."""
+    if parts is None or parts[0] == parts[1]:  # a socket connected to itself does not have two sides
         return False
     source, destination, segment, cut = parts
     sequence, offset, flags = struct.unpack_from("!4xI4xBB", segment)
     key = frozenset((source, destination))
     connection = current.get(key)
     begins = flags & (SYN | ACK) == SYN
-    if connection is None or begins and not connection.may_begin_with(source, sequence):  # the ports are used again
+    if connection is None or begins and not connection.may_begin_with(source, sequence):  # the ports are reused
         connection = current[key] = Connection(source, destination)
         found.append(connection)
     if begins:

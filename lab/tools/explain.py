@@ -1,26 +1,26 @@
 #!/usr/bin/env python3
-"""What the bytes mean: requests and answers as an annotated hexdump, wrong ones too.
+"""What the bytes mean: requests and answers as an annotated hexdump, including wrong ones.
 
-    python3 lab/tools/explain.py 0000000000000002 2a00      hex; spaces, colons, commas, | and 0x may be in it
+    python3 lab/tools/explain.py 0000000000000002 2a00      hex; spaces, colons, commas, | and 0x are skipped
     python3 lab/tools/explain.py --response 00000000000000022a00    the same bytes, read as an answer
-    python3 lab/tools/explain.py "b'\\0\\0\\0\\0\\0\\0\\0\\2*\\0'"     a string of Python; the columns of Wireshark, xxd or hexdump, too;
-                                                      - reads them from stdin
+    python3 lab/tools/explain.py "b'\\0\\0\\0\\0\\0\\0\\0\\2*\\0'"     a Python string, or the columns of Wireshark, xxd or hexdump;
+                                                      - reads stdin
     python3 lab/tools/explain.py lab/exchange.pcap          a capture of TCP (pcap or pcapng, as tcpdump writes it): each
-                                                      request with its answer; --port N: only, and all of, port N's
-    python3 lab/tools/explain.py --proxy 9000 127.0.0.1:8000        live: give a peer port 9000 as its tracker's, and see what
-                                                      passes. Let the proxy run where the peer runs: the tracker
+                                                      request with its answer; --port N: all traffic of port N only
+    python3 lab/tools/explain.py --proxy 9000 127.0.0.1:8000        live: give a peer port 9000 as its tracker's, and watch the
+                                                      traffic. Run the proxy on the peer's machine: the tracker
                                                       lists the address that connects. Ctrl-C ends it.
 
-Messages are read here by hand, byte after byte, and not by protobuf: so a message that no parser would take
-can be shown up to the byte that is wrong, and behind it. Lines that begin with `!!` are mistakes. Nothing
-that is read raises. For other programs: fields, headline, render, difference. Files are read in capture.py, what
-people paste in paste.py.
+Messages are decoded here by hand, byte after byte, and not by protobuf, so that a message which no parser accepts
+can be shown up to the wrong byte and beyond. Lines that begin with `!!` are mistakes. No input raises an
+exception. For other programs: fields, headline, render, difference. capture.py reads files, paste.py what
+people paste.
 
-Exit codes: 0; 1 for a stdout that takes no more; 2 for what cannot be read, after one line that says what was expected.
+Exit codes: 0; 1 if stdout accepts no more; 2 for unreadable input, after one line that says what was expected.
 
 Reading order: what fields there are - what values mean - reading one frame - lines - frames out of a stream -
 captures - the proxy - main. The proxy has a thread that accepts and two for each connection, which only move
-bytes; all that is printed is printed by the main thread. They meet in a queue, and nothing else is shared.
+bytes; only the main thread prints. They share nothing but a queue.
 """
 
 import collections
@@ -43,13 +43,13 @@ import paste  # noqa: E402
 
 CHUNK = 262_144        # bytes; the chunk size unless chosen otherwise
 MAX_REQUEST = 65_536   # bytes of a request after its length [WF-5]
-MAX_FRAME = 32 << 20   # bytes; a length above it is taken for a mistake: the largest chunk has half of that
-ROW = 8                # bytes a line: as many as the length has
+MAX_FRAME = 32 << 20   # bytes; a longer length is taken for a mistake: the largest chunk is half of that
+ROW = 8                # bytes in a line: as many as the length takes
 WIDTH = 110            # columns of a line
 SHOWN = 8              # bytes shown of a chunk and of digests, unless more are asked for
-FEW = 4 * ROW          # bytes; what is not longer is shown whole
+FEW = 4 * ROW          # bytes; anything up to this is shown whole
 HEAD, TAIL = 60, 12    # lines shown of a long dump: its beginning and its end
-MAX_RUNS = 100_000     # told of one frame; 16 MiB of tiny fields would take gigabytes
+MAX_RUNS = 100_000     # kept of one frame; 16 MiB of tiny fields would take gigabytes
 LONG = 60              # characters shown of a string
 NOT_CAPTURED = " are not in the capture"
 CONNECT_SECONDS = 5.0  # for the proxy's target to accept
@@ -86,7 +86,7 @@ WIRE = {0: "varint", 1: "8 bytes", 2: "length follows", 5: "4 bytes"}
 
 
 # ---------------------------------------------------------------------------------------------
-# What values mean: type -> (wire type, a function of the value). It returns a text, which begins with "!! " if the value is wrong.
+# What values mean: type -> (wire type, a function of the value that returns a text, with "!! " in front if the value is wrong).
 
 
 def quoted(text):
@@ -96,7 +96,7 @@ def quoted(text):
 
 
 def text_of(data):
-    """(the string that the bytes are, or None; a text on them)"""
+    """(the string that the bytes are, or None; a text about them)"""
     try:
         text = bytes(data).decode()
         return text, quoted(text)
@@ -181,15 +181,15 @@ def varint(data, at, end):
 
 
 class Reading:
-    """A message, read: what its bytes mean, and how far they are what they should be."""
+    """A decoded message: what its bytes mean, and how much of it is wrong."""
 
     def __init__(self, data, kind, cut=False):
         self.data = data
         self.kind = kind
-        self.cut = cut    # the rest was not captured: that there is no more is no mistake
+        self.cut = cut    # the rest was not captured, so an early end is not a mistake
         self.runs = []    # (start, end, depth, text), in order and without a gap
         self.wrong = 0    # things that a parser or SPEC.md refuses
-        self.odd = 0      # things to be skipped: a field that is not known counts 1, one below 8 counts 2
+        self.odd = 0      # things to be skipped: an unknown field counts 1, one numbered below 8 counts 2
         self.values = {}  # "join.listening_addr" -> [value, ...]
 
     def say(self, start, end, depth, text):
@@ -198,13 +198,13 @@ class Reading:
         self.runs.append((start, end, depth, text))
 
     def enough(self, start, end, depth):
-        """Whether so much was said that the rest of a message is left at that."""
+        """Whether so much has been said that the rest of the message is skipped."""
         if len(self.runs) >= MAX_RUNS:
             self.say(start, end, depth, "not read any further")
         return len(self.runs) > MAX_RUNS
 
     def amend(self, index, text):
-        """Add to what was said of a run."""
+        """Add to what was said about a run."""
         start, end, depth, before = self.runs[index]
         wrong = text.startswith("!! ") and not before.startswith("!! ")
         self.wrong += wrong
@@ -223,7 +223,7 @@ class Reading:
             start = self.field(name, path, start, end, depth)
 
     def field(self, name, path, at, end, depth):
-        """One field of a message that ends at `end`; where the next one begins."""
+        """Read one field of a message that ends at `end`; return where the next one begins."""
         tag, after, problem = varint(self.data, at, end)
         number, wire = tag >> 3, tag & 7
         if not problem and wire not in WIRE:
@@ -234,7 +234,7 @@ class Reading:
             self.say(at, end, depth, f"!! {problem}; from here on nothing can be told")
             return end
         field, type_ = MESSAGES[name].get(number, ("", ""))
-        due = wire if not type_ or type_ == "chunk_ids" and wire == 0 else wire_type(type_)  # chunk_ids may come unpacked
+        due = wire if not type_ or type_ == "chunk_ids" and wire == 0 else wire_type(type_)  # chunk_ids may be unpacked
         if due != wire:
             self.say(at, after, depth, f"!! field {number} {field}, wire type {wire} ({WIRE[wire]}), where {due} ({WIRE[due]}) is due")
             type_ = ""
@@ -245,12 +245,12 @@ class Reading:
         return self.value(type_, path + (field if type_ else f"?{number}"), wire, after, end, depth + 1)
 
     def repetition(self, name, field):
-        """What to say of a second member of `type`: only the last one counts."""
+        """What to say about a second member of `type`: only the last one counts."""
         before = [known for known, _ in MESSAGES[name].values() if known in self.values] if name in ("Request", "Response") else []
         return f" ({before[0]} came before: the last one counts)" if before else ""
 
     def value(self, type_, path, wire, at, end, depth):
-        """What follows a tag; where it ends."""
+        """Read what follows a tag; return where it ends."""
         if at == end:
             start, stop, before, text = self.runs.pop()
             self.say(start, stop, before, f"!! {text.removeprefix('!! ')}; but the message ends here")
@@ -268,7 +268,7 @@ class Reading:
         return after
 
     def with_length(self, type_, path, at, end, depth):
-        """A length, then so many bytes: a message, a string, packed numbers. Where they end."""
+        """Read a length and that many bytes: a message, a string, packed numbers. Return where they end."""
         size, start, problem = varint(self.data, at, end)
         if problem:
             self.say(at, end, depth, f"!! {problem}")
@@ -316,7 +316,7 @@ def sound(data, kind, start):
 
 
 def length_of(data, kind):
-    """(bytes that the length takes, where the message ends, what is to be said of the length) [WF-1, WF-5]"""
+    """(bytes that the length takes, where the message ends, what to say about the length) [WF-1, WF-5]"""
     total, rest, said, little = len(data), len(data) - 8, int.from_bytes(data[:8], "big"), int.from_bytes(data[:8], "little")
     if said == rest and kind == "request" and said > MAX_REQUEST:
         return 8, total, f"!! length: {said:,} bytes, where a server takes {MAX_REQUEST:,} at the most and closes the connection"
@@ -341,8 +341,8 @@ def length_of(data, kind):
 
 
 def read(frame, kind, cut=False):
-    """The Reading of a frame: the length, the message, and what is behind it. `kind` is "request" or "response". `cut`: the rest of it
-    was not captured."""
+    """The Reading of a frame: the length, the message, and what follows it. `kind` is "request" or "response". `cut`: the rest was not
+    captured."""
     reading = Reading(bytes(frame), kind, cut)
     size, end, text = length_of(reading.data, kind)
     if cut and int.from_bytes(frame[:8], "big") <= MAX_FRAME:
@@ -358,7 +358,7 @@ def read(frame, kind, cut=False):
 def fields(frame, kind):
     """[(start, end, text)]: what each run of bytes of a whole frame means, 8 bytes of length and the message. `kind` is "request" or "response".
 
-    The runs are in order and without a gap. Bytes that are wrong are said to be, after "!! "; nothing raises.
+    The runs are in order and without a gap. The text of wrong bytes begins with "!! "; nothing raises.
     """
     return [(start, end, text) for start, end, _, text in read(frame, kind).runs]
 
@@ -373,7 +373,7 @@ def headline(frame, kind, cut=False):
 
 
 def details(type_, reading):
-    """What is worth telling of a message of this type, beside its name."""
+    """What is worth saying about a message of this type, besides its name."""
     def one(name, otherwise=0):
         return reading.values.get(f"{type_}.{name}", [otherwise])[-1]
 
@@ -399,7 +399,7 @@ def details(type_, reading):
 
 
 def hex_rows(start, end, limit, mark):
-    """[(start, end, shown)] of the rows of a run: bytes beyond the limit are left out, but not the row of the offset `mark`."""
+    """[(start, end, shown)] of the rows of a run: bytes beyond the limit are left out, except for the row of the offset `mark`."""
     limit = end - start if end - start <= FEW else limit
     rows = set(range(start, min(end, start + limit), ROW))
     if mark is not None and start <= mark <= end and start < end:
@@ -427,8 +427,8 @@ def lines_of(run, data, limit, mark):
 def render(frame, kind, limit=SHOWN, mark=None, note="", cut=False):
     """The annotated hexdump, a list of lines: offset, at most 8 bytes of hex, what they mean.
 
-    `limit` is how many bytes are shown of a chunk and of whatever else is longer than 32. Under the byte at offset `mark`, which
-    is never left out, comes a caret with the note; it may be the offset at which the frame ends. `cut` as in read().
+    `limit` is how many bytes are shown of a chunk and of anything else longer than 32. A caret with the note stands under the byte
+    at offset `mark`, which is never left out; it may be the offset at which the frame ends. `cut` as in read().
     """
     data = bytes(frame)
     lines = [line for run in read(data, kind, cut).runs for line in lines_of(run, data, limit, mark)]
@@ -443,7 +443,7 @@ def render(frame, kind, limit=SHOWN, mark=None, note="", cut=False):
 
 
 def folded(lines, here=0):
-    """The first lines, the last ones and those about the line `here`; what is between is counted."""
+    """The first lines, the last ones and those around the line `here`; the lines between are counted."""
     keep = [i for i in range(len(lines)) if i < HEAD or i >= len(lines) - TAIL or abs(i - here) <= 3]
     result = []
     for before, i in zip([-1, *keep], keep):
@@ -473,7 +473,7 @@ def difference(expected, got, kind):
 
 
 def kind_of(frame):
-    """What a frame is, "request" or "response": that as which more of it makes sense. If that is the same: a request."""
+    """What a frame is, "request" or "response": whichever makes more sense of it, or a request if both do equally."""
     def senseless(kind):
         reading = read(frame, kind)
         return 2 * reading.wrong + reading.odd
@@ -481,7 +481,7 @@ def kind_of(frame):
 
 
 def begins_frame(data):
-    """Whether a frame seems to begin here: a length that can be, and behind it the tag of a member of `type`."""
+    """Whether a frame seems to begin here: a possible length, followed by the tag of a member of `type`."""
     said = int.from_bytes(data[:8], "big")
     return len(data) >= 8 and said <= MAX_FRAME and (said == 0 or len(data) == 8 or data[8] in (0x0a, 0x12, 0x1a, 0x22, 0x2a))
 
@@ -493,7 +493,7 @@ class Cutter:
         self.buffer = bytearray()
 
     def feed(self, data):
-        """The frames that are whole now. A length that cannot be is taken the other way round, or ends its frame where the bytes end."""
+        """The frames that are whole now. An impossible length is read in the other byte order; if that fails too, the frame ends with the bytes."""
         self.buffer += data
         frames = []
         while len(self.buffer) >= 8:
@@ -508,7 +508,7 @@ class Cutter:
         return frames
 
     def rest(self):
-        """What is not a whole frame, and will not be."""
+        """The bytes of a frame that will never be whole."""
         rest = bytes(self.buffer)
         self.buffer.clear()
         return rest
@@ -524,7 +524,7 @@ def shown_time(seconds):
 
 
 class Talk:
-    """One connection, as it is told: which requests wait for their answer. `numbers` counts the requests of all connections."""
+    """What has been printed of one connection: which requests wait for an answer. `numbers` counts the requests of all connections."""
 
     def __init__(self, client, server, numbers):
         self.client, self.server = shown_address(client), shown_address(server)
@@ -536,7 +536,7 @@ class Talk:
         return textwrap.fill(text, WIDTH, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False)
 
     def frame(self, seconds, kind, frame, note=""):
-        """The lines that tell of a frame."""
+        """The lines that describe a frame."""
         if kind == "request":
             self.waiting.append((next(self.numbers), seconds))
             arrow, what = "→", f"request {self.waiting[-1][0]}"
@@ -550,7 +550,7 @@ class Talk:
         return [self.line(seconds, arrow, text), *render(frame, kind, cut=cut), ""]
 
     def unanswered(self):
-        """What is to be told of the requests that still wait, or ""; they wait no more."""
+        """What to say about the requests that still wait, or ""; then forget them."""
         numbers = [str(number) for number, _ in self.waiting]
         self.waiting.clear()
         return f"no answer to request {', '.join(numbers)}" if numbers else ""
@@ -581,7 +581,7 @@ def rest_of(cutter, seconds, note):
 
 
 def mistakes(frames, kind):
-    """How far frames make no sense as this kind: from 0.0 to 1.0. Those that are not whole do not count; without any it is 1.0."""
+    """How little sense frames make as this kind: from 0.0 to 1.0. Frames that are not whole do not count; without any others it is 1.0."""
     readings = [read(frame, kind) for _, frame, note in frames if not note]
     return sum(min(1, reading.wrong + reading.odd / 2 + (not reading.values)) for reading in readings) / len(readings) if readings else 1.0
 
@@ -589,7 +589,7 @@ def mistakes(frames, kind):
 def oriented(connection, ports):
     """(client, requests, answers) of a connection; None if it is not one of ours. Requests and answers as from frames_of."""
     ends = {end: frames_of(side.pieces(), side.first is not None) for end, side in connection.sides.items()}
-    first = sorted(ends, key=lambda end: (not ends[end], ends[end][0][0] if ends[end] else 0))  # who asks speaks first
+    first = sorted(ends, key=lambda end: (not ends[end], ends[end][0][0] if ends[end] else 0))  # the client speaks first
     clients = [connection.client] if connection.client else [end for end in first if connection.other(end)[1] in ports] or first
 
     def senseless(client):
@@ -602,7 +602,7 @@ def oriented(connection, ports):
 
 
 def paired(requests, answers):
-    """[(request or None, answer or None)]: answers come in the order of the requests, and not before them [WF-3]."""
+    """[(request or None, answer or None)]: answers come in the order of their requests, and after them [WF-3]."""
     waiting, pairs = collections.deque(requests), []
     for answer in answers:
         asked = waiting and waiting[0][0] <= answer[0]
@@ -611,7 +611,7 @@ def paired(requests, answers):
 
 
 def connections_of(path):
-    """What a capture holds, as from capture.connections; Wrong if it is none."""
+    """What a capture holds, as from capture.connections; Wrong if it is not a capture."""
     try:
         return capture.connections(capture.packets(path))
     except capture.NotACapture as error:
@@ -621,7 +621,7 @@ def connections_of(path):
 
 
 def explain_capture(path, ports):
-    """Print each request of a capture with its answer, in the order of the requests. Wrong if there is none."""
+    """Print each request of a capture with its answer, in the order of the requests. Wrong if it has none."""
     found, count, passed, cut = connections_of(path)
     numbers, exchanges, ours = itertools.count(1), [], 0
     for connection in found:
@@ -657,9 +657,9 @@ def print_exchange(talk, request, answer, began):
 
 
 class Proxy:
-    """Passes bytes on between whoever connects and the target, and tells of them: puts (seconds, Talk, side, bytes) into `passed`.
+    """Passes bytes between every client and the target, and reports them: puts (seconds, Talk, side, bytes) into `passed`.
 
-    A side is "request" or "response"; None as bytes means that this side has ended.
+    A side is "request" or "response"; None instead of bytes means that this side has ended.
     """
 
     def __init__(self, listener, target):
@@ -673,7 +673,7 @@ class Proxy:
         self.ended = False
 
     def accept(self):
-        """Until the listener is closed."""
+        """Accept clients until the listener is closed."""
         while True:
             try:
                 client, address = self.listener.accept()
@@ -682,7 +682,7 @@ class Proxy:
             threading.Thread(target=self.serve, args=(client, address), daemon=True).start()
 
     def keep(self, sock):
-        """Remember an open socket; it is closed at once if all has ended."""
+        """Remember an open socket; if the proxy has stopped, hang up at once."""
         with self.lock:
             self.sockets.add(sock)
             ended = self.ended
@@ -707,13 +707,13 @@ class Proxy:
         self.forget(client, server)
 
     def move(self, source, to, talk, side):
-        """Pass on what comes, until it ends; told first, so that no answer is told before its request."""
+        """Pass bytes on until they end; report before sending, so that no answer is reported before its request."""
         try:
             while data := source.recv(65_536):
                 self.passed.put((time.monotonic(), talk, side, data))
                 to.sendall(data)
             to.shutdown(socket.SHUT_WR)
-        except OSError:  # one of them is gone, and so is the connection for the other
+        except OSError:  # one of them is gone, so end the connection for the other too
             hang_up(source)
             hang_up(to)
         self.passed.put((time.monotonic(), talk, side, None))
@@ -753,7 +753,7 @@ def explain_traffic(proxy):
 
 
 def told(talk, seconds, side, data, cutters, open_sides):
-    """The lines on one thing that passed."""
+    """The lines for one item from the proxy's queue."""
     if side == "refused":
         return [talk.line(seconds, "✗", data), ""]
     if data is not None:
@@ -769,7 +769,7 @@ def told(talk, seconds, side, data, cutters, open_sides):
 
 
 def host_and_port(text, host=""):
-    """("127.0.0.1", 8000) of "127.0.0.1:8000" or "[::1]:8000"; of "8000" if a host is given for that."""
+    """("127.0.0.1", 8000) of "127.0.0.1:8000" or "[::1]:8000"; also of "8000" if a default `host` is given."""
     match = re.fullmatch(r"(?:\[([^]]+)\]:|([^:]+):)?(\d{1,5})", text)
     if not match or int(match[3]) > 65_535 or not (match[1] or match[2] or host):
         raise Wrong(f"expected {'PORT or ' if host else ''}HOST:PORT, got {text!r}")
@@ -808,11 +808,11 @@ first; a byte of 80 or more says that another one follows: 80 80 10 is 0 + 0 × 
 
 
 class Wrong(ending.Failure):
-    """What was given cannot be used: one line, exit code 2."""
+    """The input cannot be used: one line, exit code 2."""
 
 
 def streams_of(text):
-    """The bytes that a text means, a list; Wrong tells where the typo is."""
+    """The bytes that a text means, a list; Wrong says where the typo is."""
     try:
         return paste.streams(text, are_frames)
     except paste.NoBytes as error:
@@ -823,7 +823,7 @@ def streams_of(text):
 
 
 def split_frames(data):
-    """The frames that stand one behind the other in these bytes; what is no whole frame stays with the last one."""
+    """The frames that follow one another in these bytes; a rest that is not a whole frame stays with the last one."""
     frames = []
     while 8 + int.from_bytes(data[:8], "big") < len(data) and begins_frame(data[8 + int.from_bytes(data[:8], "big"):]):
         size = 8 + int.from_bytes(data[:8], "big")

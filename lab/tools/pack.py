@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""tracker.pyz and peer.pyz: each program in one file that needs Python 3.10 or newer and nothing else.
+"""tracker.pyz and peer.pyz: each program in one file that needs only Python 3.10 or newer.
 
     make dist        or: .venv/bin/python lab/tools/pack.py FOLDER
 
-Python runs a zip file that has a __main__.py (zipapp). Beside it these hold tracker.py, peer.py,
-messages_pb2.py and the protobuf of this Python's packages without its compiled part: what is left is
-Python alone, runs anywhere, and is slower only where it does not matter, for the bytes of chunks do
-not pass through it. Nothing is installed, unpacked or fetched when they run.
+Python runs a zip file that has a __main__.py (zipapp). These also hold tracker.py, peer.py,
+messages_pb2.py and protobuf from this Python's packages without its compiled part: the rest is pure
+Python and runs anywhere. That it is slower does not matter, because chunks do not pass through it.
+Nothing is installed, unpacked or fetched when they run.
 
 Reading order: what a zip starts with - what is in it - main.
 """
@@ -31,8 +31,8 @@ PROGRAMS = ("tracker", "peer")
 SOURCES = ("tracker.py", "peer.py", "messages_pb2.py")
 LEFT_OUT = ("__pycache__", "compiler", "pyext", "testdata", "util")  # folders of protobuf that neither program imports
 
-# What a zip starts with. Every Python can read it, the oldest too, up to where it says what is needed. A package
-# named google that the machine has (some load it before any program begins) must not be mixed with that of the zip.
+# What a zip starts with. Even the oldest Python can read it, up to the line that says which version is needed. A package
+# named google on the machine (some load it before any program begins) must not be mixed with the one in the zip.
 MAIN = '''\
 import os
 import sys
@@ -54,7 +54,7 @@ peer.run_to_exit("NAME.pyz", NAME.run)
 
 
 def copy_protobuf(folder):
-    """The Python sources of protobuf, and its licence, into a folder; Failure if this Python has no protobuf."""
+    """Copy the Python sources of protobuf and its licence into a folder; Failure if this Python has no protobuf."""
     try:
         import google.protobuf
         licence = importlib.metadata.distribution("protobuf").read_text("LICENSE")
@@ -72,16 +72,16 @@ def copy_protobuf(folder):
 
 
 def compile_sources(folder):
-    """Put beside each source what this Python makes of it: with it, a program starts in a tenth of a second and not in half of one.
+    """Put this Python's bytecode beside each source: with it, a program starts in 0.1 s instead of 0.5 s.
 
-    Another version of Python does not take it and compiles the source, at every start. Unchecked: a zip has no time zone.
+    Another version of Python ignores it and compiles the source at every start. Unchecked, because a zip has no time zone.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         compileall.compile_dir(folder, quiet=1, legacy=True, ddir="", invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
 
 
 def pack(folder):
-    """Write both files into a folder, which is made; their paths."""
+    """Make a folder and write both files into it; return their paths."""
     os.makedirs(folder, exist_ok=True)
     paths = [os.path.join(folder, f"{name}.pyz") for name in PROGRAMS]
     with tempfile.TemporaryDirectory() as inside:

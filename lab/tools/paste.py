@@ -1,9 +1,9 @@
-"""What people paste when they mean bytes: the columns of a hex dump, a string with escapes, an array of C, or bare hex digits.
+"""What people paste when they mean bytes: the columns of a hex dump, a string with escapes, a C array, or bare hex digits.
 
     streams(text)    the bytes; several where a dump shows both sides of a connection, one of them indented
 
-Dumps are those of Wireshark (also "Follow TCP stream"), xxd, hexdump, hexdump -C, od and tcpdump -X. What a dump says
-beside the bytes, offsets and characters, is left out: each line holds as many bytes as the offsets of the lines tell.
+Dumps are those of Wireshark (also "Follow TCP stream"), xxd, hexdump, hexdump -C, od and tcpdump -X. Offsets and
+characters beside the bytes are left out: the offsets tell how many bytes each line holds.
 Reading order: strings - dumps - digits.
 """
 
@@ -11,27 +11,27 @@ import ast
 import re
 import warnings
 
-USUAL = 16  # bytes in a line of a dump, at most, where no offset tells
+USUAL = 16  # bytes in a line of a dump, at most, if no offset tells
 LINE = re.compile(r"([ \t]*)(0x)?([0-9A-Fa-f]{4,8})(:?)([ \t]+|$)(.*)")
 ESCAPE = r"\\x[0-9A-Fa-f]{2}"
 
 
 class NoBytes(ValueError):
-    """The text means no bytes: the line says what was expected."""
+    """The text cannot be read as bytes; the line says what was expected."""
 
 
 # Strings.
 
 
 def of_string(text):
-    """The bytes of a string with escapes, quoted or with its quotes taken off by a shell; None if it is none."""
+    """The bytes of a string with escapes, in quotes unless a shell has removed them; None if it is not such a string."""
     text = re.sub(r"^bytearray\((.*)\)$", r"\1", text.strip(), flags=re.S)
     if not re.match(r"[bB]?['\"]", text) and (not re.search(ESCAPE, text) or re.fullmatch(rf"(?:{ESCAPE}|[\s,:|])*", text)):
-        return None  # escapes alone are digits like others
+        return None  # escapes alone are digits like any others
     for written in (f"({text})", "b'" + re.sub(r"^b(?=\\)", "", text).replace("'", r"\'") + "'"):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of an escape that Python does not know
+                warnings.simplefilter("ignore")  # about an escape that Python does not know
                 value = ast.literal_eval(written)
             if isinstance(value, (bytes, str)):
                 return value if isinstance(value, bytes) else value.encode("latin-1")
@@ -44,7 +44,7 @@ def of_string(text):
 
 
 def taken(words, most):
-    """The bytes in front of a line's characters: at most so many, up to a word that is no hex or a gap of three spaces."""
+    """The bytes before a line's characters: at most `most`, up to a word that is not hex or a gap of three spaces."""
     found = []
     for gap, word in re.findall(r"(\s*)(\S+)", words.expandtabs()):
         if sum(map(len, found)) >= most or found and len(gap) > 2 or not re.fullmatch(r"(?:[0-9A-Fa-f]{2}){1,8}", word):
@@ -59,17 +59,17 @@ class Row:
     def __init__(self, match):
         indent, _, self.offset, self.colon, self.gap, self.words = match.groups()
         self.indent = len(indent.expandtabs())
-        self.repeated = False  # up to the next line: a line * follows
+        self.repeated = False  # up to the next line, because a line * follows
 
     def bytes(self, most):
         words = taken(self.words, most)
         if not self.colon and words and {len(word) for word in words[:-1]} | {2} == {2} and len(words[0]) == 2:
-            words = [word[::-1] for word in words]  # hexdump and od without options: numbers of 16 bits of this machine
+            words = [word[::-1] for word in words]  # hexdump and od without options: 16-bit numbers in native byte order
         return b"".join(words)[:most]
 
 
 def rows_of(text):
-    """The rows of a dump; None if the text is none."""
+    """The rows of a dump; None if the text is not a dump."""
     rows = []
     for line in filter(str.strip, text.splitlines()):
         match = LINE.fullmatch(line.rstrip())
@@ -83,7 +83,7 @@ def rows_of(text):
 
 
 def joined(rows, base):
-    """The bytes of one side's rows, whose offsets are numbers of this base; None if that does not agree with the bytes."""
+    """The bytes of one side's rows, with their offsets in this base; None if the offsets do not match the bytes."""
     data, width, first = b"", USUAL, None
     for row, following in zip(rows, [*rows[1:], None]):
         try:
@@ -102,7 +102,7 @@ def joined(rows, base):
 
 
 def of_dump(text):
-    """(the bytes of each side of a dump, whether it can hardly be anything else); None if it is none."""
+    """(the bytes of each side of a dump, whether it can hardly be anything else); None if it is not a dump."""
     rows = rows_of(text)
     if rows is None:
         return None
@@ -121,7 +121,7 @@ def of_dump(text):
 
 
 def of_digits(text):
-    """The bytes of hex digits; spaces, colons, commas, | and 0x are skipped, and so is what C has around an array. NoBytes tells of a typo."""
+    """The bytes of hex digits; spaces, colons, commas, | and 0x are skipped, and so is the C around an array. NoBytes if there is a typo."""
     within = re.search(r"\{(.*)\}", text, re.S)
     plain = re.sub(r"/\*.*?\*/", " ", within[1], flags=re.S) if within else text
     plain = re.sub(r"\b0[xX]|\\x|[\s:,|]", lambda match: " " * len(match[0]), plain)
@@ -135,7 +135,7 @@ def of_digits(text):
 
 
 def streams(text, whole):
-    """The bytes that a text means. `whole(data)`: whether they are whole frames, which decides where a text can be read in two ways."""
+    """The bytes that a text means. whole(data) tells whether they are whole frames; it decides if a text can be read in two ways."""
     string, dump = of_string(text), of_dump(text)
     if string is not None:
         return [string]

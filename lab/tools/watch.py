@@ -2,20 +2,20 @@
 """A live map of a swarm: a row for each peer, a column for each chunk. It watches and takes no part.
 
     .venv/bin/python lab/tools/watch.py TRACKER:PORT           in the terminal, until Ctrl-C
-    .venv/bin/python lab/tools/watch.py TRACKER:PORT --web     in a browser too; it prints where
-    .venv/bin/python lab/tools/watch.py TRACKER:PORT --once    one map, when everybody has answered, and the end
+    .venv/bin/python lab/tools/watch.py TRACKER:PORT --web     in a browser too; it prints the address
+    .venv/bin/python lab/tools/watch.py TRACKER:PORT --once    one map, once everybody has answered
     .venv/bin/python lab/tools/watch.py TRACKER:PORT --until 9 until nine peers are complete, its seeder among them
 
-It speaks two requests of the five: Peer List with the tracker, Chunks Query with each peer, and asks
+It uses two of the five requests: Peer List with the tracker, and Chunks Query with each peer, asking
 only for what is new (CQ-3). It never joins, so nobody is told that it is there, and any
-implementation of lab/SPEC.md can be watched. Since it does not join it is not told what the file is,
-either: how long a chunk is, and how many there are, it concludes from the ids that peers list.
+implementation of lab/SPEC.md can be watched. Since it does not join, it is not told what the file is
+either: it infers the size and number of chunks from the ids that peers list.
 
 Reading order: constants - what is known - asking - the map as text - the map as a page - main.
 
-Threads. `look` asks the tracker for the list; each peer that is listed has a thread (`follow`), so that a silent one
-holds up nobody; with --web, one that serves and one for each request. The main thread draws.
-Lock. Watch.lock guards what is known, and is not held while anything is asked or drawn.
+Threads. `look` asks the tracker for the list; each listed peer has a thread (`follow`), so that a silent one holds
+up nobody; with --web, one more serves, with one for each request. The main thread draws.
+Lock. Watch.lock guards what is known, and is not held while asking or drawing.
 """
 
 import collections
@@ -35,16 +35,16 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 import peer  # noqa: E402  (after the path)
 from messages_pb2 import Request, Response  # noqa: E402
 
-EVERY_SECONDS = 0.5       # between two questions to the same program
+EVERY_SECONDS = 0.5       # between two requests to the same program
 ANSWER_SECONDS = 3.0      # silence after which a row says that there is no answer
-RATE_SECONDS = 3.0        # over which a rate is taken
+RATE_SECONDS = 3.0        # over which a rate is measured
 MAX_ROWS = 200            # peers that are asked, each with a thread; a longer list is cut, and the map says so
-MAX_WIDTH = 100           # characters of a map; a cell is several chunks where there are more
-MIN_WIDTH = 10            # characters of a map beside its words; with less room, it has a line of its own
-WIDTH = 120               # characters of a line where stdout is no terminal
-PLAIN_SECONDS = 5.0       # between two maps where stdout is no terminal
-LOCAL = "127.0.0.1"       # the page is for this machine: what it shows is nobody else's business
-GLYPHS = "·░▒▓█", ".:+*#"    # of a cell nothing is held, up to a third, up to two, less than all, all; without UTF-8
+MAX_WIDTH = 100           # characters of a map; with more chunks, a cell stands for several
+MIN_WIDTH = 10            # characters of a map beside its words; with less room, it gets its own line
+WIDTH = 120               # characters of a line if stdout is not a terminal
+PLAIN_SECONDS = 5.0       # between two maps if stdout is not a terminal
+LOCAL = "127.0.0.1"       # the page is private to this machine
+GLYPHS = "·░▒▓█", ".:+*#"    # a cell's share: none, up to a third, up to two, less than all, all; without UTF-8
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "watch.html")
 
 
@@ -52,18 +52,18 @@ PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "watch.html")
 
 
 class Row:
-    """One peer, as far as it has told."""
+    """One peer, as far as it has said."""
 
     def __init__(self, address):
         self.address = address
-        self.known = 0           # so many ids it has listed on this connection; used by its thread alone
+        self.known = 0           # how many ids it has listed on this connection; only its thread uses this
         self.held = set()        # chunk ids that it has listed
         self.trouble = "not asked yet"
         self.history = collections.deque(maxlen=30)  # (when, how many it held): for the rate
         self.listed = True
 
     def rate(self, now):
-        """Chunks a second, over the last seconds."""
+        """Chunks per second, over the last RATE_SECONDS."""
         recent = [(at, count) for at, count in self.history if now - at <= RATE_SECONDS]
         if len(recent) < 2:
             return 0.0
@@ -74,7 +74,7 @@ class Seen(NamedTuple):
     """One peer at one moment."""
 
     address: str
-    held: set      # chunk ids; never changed, a new set takes its place
+    held: set      # chunk ids; never changed but replaced by a new set
     rate: float    # chunks a second
     trouble: str   # why it does not answer; "" if it does
 
@@ -83,13 +83,13 @@ class Swarm(NamedTuple):
     """Everything at one moment."""
 
     peers: list        # Seen
-    ids: list          # of all chunks, as far as can be known
+    ids: list          # of all chunks, as far as is known
     size: int          # bytes of a chunk; None with fewer than two ids
-    passed_over: int   # peers that are listed, but beyond MAX_ROWS
+    passed_over: int   # listed peers beyond MAX_ROWS
     trouble: str       # why the tracker does not answer; "" if it does
 
     def here(self):
-        """The peers that answer: what the others held is of use to nobody."""
+        """The peers that answer; the chunks of the others are of no use to anybody."""
         return [one for one in self.peers if not one.trouble]
 
     def copies(self):
@@ -106,8 +106,8 @@ class Swarm(NamedTuple):
 def chunk_ids(lists):
     """(bytes of a chunk, ids of all chunks), from the ids that were listed; no size from fewer than two.
 
-    The smallest gap is the chunk size. If that made more chunks than a file can have, somebody lists what
-    is no chunk: then it is the gap that is most frequent, and what does not fit is left out.
+    The smallest gap is the chunk size. If that made more chunks than a file can have, some peer lists false
+    ids; then the most frequent gap is taken, and ids that do not fit are left out.
     """
     ids = sorted(set().union(*lists))
     gaps = [after - before for before, after in itertools.pairwise(ids)]
@@ -129,18 +129,18 @@ class Watch:
     def __init__(self, tracker, every=EVERY_SECONDS):
         self.tracker, self.every = tracker, every
         self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)  # announces: something was answered, or was not
-        self.complete = set()  # addresses of peers that were complete, though they may have left; the main thread
+        self.changed = threading.Condition(self.lock)  # announces an answer, or the lack of one
+        self.complete = set()  # addresses of peers that were complete, even if they have left; main thread only
         # guarded by lock:
         self.rows = {}        # address -> Row
         self.passed_over = 0  # listed, but beyond MAX_ROWS
-        self.trouble = None   # with the tracker; None: it was not asked yet; "": none
-        self.answered = False  # whether anything answers there, though it may be no tracker
+        self.trouble = None   # with the tracker; None if it was not asked yet, "" if all is well
+        self.answered = False  # whether anything answers there, even if it is not a tracker
 
     def ask(self, link, kind, limit, make_request):
-        """What answers make_request(), whose type is `kind`, in at most `limit` bytes; OSError, ProtocolError."""
+        """The answer to make_request(), of the type `kind`, in at most `limit` bytes; OSError, ProtocolError."""
         while True:
-            again = link.answers > 0  # dial anew, once, where it takes one request per connection
+            again = link.answers > 0  # dial anew, once, if it takes one request per connection
             try:
                 link.send(make_request())
                 answer = peer.parse(Response, link.receive(limit))
@@ -154,7 +154,7 @@ class Watch:
         return getattr(answer, kind)
 
     def look(self):
-        """A thread: ask the tracker who is there, again and again."""
+        """A thread that keeps asking the tracker for the list."""
         with contextlib.closing(peer.Link(self.tracker, ANSWER_SECONDS)) as link:
             while True:
                 try:
@@ -168,14 +168,14 @@ class Watch:
                 time.sleep(self.every)
 
     def listed(self, addresses):
-        """Take in a peer list: new peers get a row and a thread, and who is gone loses them."""
+        """Apply a peer list: new peers get a row and a thread, and peers that are gone lose theirs."""
         listed = {}
         for text in addresses:
             try:
                 address = peer.parse_ip_address(text)
                 listed[peer.format_address(address)] = address
             except ValueError:
-                continue  # what is no address is skipped [PL-4]
+                continue  # anything but an address is skipped [PL-4]
         with self.changed:
             for name in self.rows.keys() - listed.keys():
                 self.rows.pop(name).listed = False
@@ -189,10 +189,10 @@ class Watch:
             self.changed.notify_all()
 
     def follow(self, row, address):
-        """A thread: ask one peer for its news, again and again, until it is listed no more."""
+        """A thread that keeps asking one peer for its news, until it is no longer listed."""
         def request():
             if link.sock is None:
-                row.known = 0  # what it said on an old connection may be true no more [CQ-4]
+                row.known = 0  # what it said on an old connection may no longer be true [CQ-4]
             return Request(chunks_query=Request.ChunksQuery(known=row.known))
 
         with contextlib.closing(peer.Link(address, ANSWER_SECONDS)) as link:
@@ -205,7 +205,7 @@ class Watch:
                 time.sleep(self.every)
 
     def heard(self, row, ids):
-        """Take in what a peer lists; more than a file can have chunks is not remembered."""
+        """Note the chunks that a peer lists, but no more than a file can have."""
         with self.changed:
             before = row.held if row.known else set()
             row.held = before.union(itertools.islice(ids, peer.MAX_CHUNKS - len(before)))
@@ -221,11 +221,11 @@ class Watch:
             self.changed.notify_all()
 
     def all_asked(self):
-        """Whether the tracker and every row have answered, or have not in time; the lock is held."""
+        """Whether the tracker and every row have answered or timed out; call with the lock held."""
         return self.trouble is not None and all(row.trouble != "not asked yet" for row in self.rows.values())
 
     def now(self):
-        """The Swarm at this moment."""
+        """The Swarm right now."""
         now = time.monotonic()
         with self.lock:
             peers = [Seen(row.address, row.held, row.rate(now), row.trouble) for row in self.rows.values()]
@@ -234,7 +234,7 @@ class Watch:
         return Swarm(peers, ids, size, passed_over, trouble)
 
     def complete_peers(self):
-        """How many peers are complete, or were when this was asked before."""
+        """How many peers are complete, or were in an earlier call."""
         swarm = self.now()
         self.complete.update(one.address for one in swarm.peers if swarm.complete(one))
         return len(self.complete)
@@ -244,13 +244,13 @@ class Watch:
 
 
 def parts(ids, width):
-    """The ids, in at most `width` parts of nearly the same length: a part is a cell of the map."""
+    """The ids, in at most `width` parts of nearly equal length; each part is a cell of the map."""
     count = min(width, len(ids))
     return [ids[number * len(ids) // count:(number + 1) * len(ids) // count] for number in range(count)]
 
 
 def cell(share, glyphs):
-    """The character for a share of a part that is held: the first and the last mean none and all."""
+    """The character for the share of a part that is held; the first means none, the last all."""
     if share in (0, 1):
         return glyphs[-1 if share else 0]
     return glyphs[1 + int(share * (len(glyphs) - 2))]
@@ -299,7 +299,7 @@ def headline(swarm, copies):
 
 
 def render(swarm, width, height, glyphs):
-    """The map as lines: at most `height` of them, none wider than `width`. A row is one line, or two where its map would get no room."""
+    """The map as lines: at most `height` of them, none wider than `width`. A row takes one line, or two if its map would not fit."""
     copies, states = swarm.copies(), [state(one, swarm) for one in swarm.peers]
     names = max(len(one.address) for one in swarm.peers) if swarm.peers else 0
     beside = min(MAX_WIDTH, width - names - max(map(len, states), default=0) - 4)
@@ -391,9 +391,9 @@ def parse_arguments(argv=None):
 
 
 def first_answers(watch, tracker):
-    """Wait for everybody's first answer, or for the time that it may take.
+    """Wait until everybody has answered once or timed out.
 
-    A tracker that is not there yet is waited for, as peer.py does. Fatal if it does not come, or is none.
+    Like peer.py, it waits for a tracker that is not there yet. Fatal if none comes, or if it is not a tracker.
     """
     where = peer.format_address(tracker)
     until, said = time.monotonic() + peer.TRACKER_SECONDS, False
@@ -411,27 +411,27 @@ def first_answers(watch, tracker):
 
 
 def warn(line):
-    """A line for people, apart from the map."""
-    with contextlib.suppress(OSError, AttributeError):  # nobody reads it, or there is no stderr
+    """Print a line for people, apart from the map."""
+    with contextlib.suppress(OSError, AttributeError):  # nobody reads stderr, or it is closed
         print(f"watch.py: {line}", file=sys.stderr, flush=True)
 
 
 def drawn_over(stream):
-    """Whether a stream is a terminal that can go back to where the last map began."""
+    """Whether a stream is a terminal that can overwrite the last map."""
     return stream is not None and stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def size_of_terminal():
-    """(columns, lines) as they are now; COLUMNS and LINES tell how they once were."""
+    """The current (columns, lines); COLUMNS and LINES may be outdated."""
     try:
         width, height = os.get_terminal_size(sys.stdout.fileno())
     except OSError:
         return WIDTH, MAX_ROWS * 2
-    return width or WIDTH, height or MAX_ROWS * 2  # 0: it does not know
+    return width or WIDTH, height or MAX_ROWS * 2  # 0 means that it does not know
 
 
 def show(watch, screen, glyphs, again):
-    """Draw the map: over the last one on a terminal, below it elsewhere."""
+    """Draw the map: on a terminal over the last one, elsewhere below it."""
     width, height = size_of_terminal()
     if screen.terminal:
         lines = render(watch.now(), width, height - 1, glyphs)
@@ -461,7 +461,7 @@ def run():
         again = True
         next_map = time.monotonic() + (0 if screen.terminal else PLAIN_SECONDS)
         while time.sleep(args.every) or time.monotonic() < next_map and watch.complete_peers() < args.until:
-            pass  # who leaves as soon as it is complete is to be seen all the same
+            pass  # a peer that leaves as soon as it is complete must still be seen
     return peer.EXIT_COMPLETE
 
 
