@@ -5,10 +5,10 @@
     make autograder HIDDEN=../hidden ARGS='--stage 3'  with tests of your own; with options of lab/grader/grade.py
     python lab/grader/autograder.py --out ../week-3.zip -- --stage 3
 
-In it are the two scripts of lab/instructor/gradescope/, the grader and the tests of the stages. What solves the exercise is
-not: neither the reference nor the wrong programs that are made of it, nor the implementation in JavaScript.
+It holds the two scripts of lab/instructor/gradescope/, the grader and the tests of the stages. It holds no solution of the
+exercise: not the reference, nor the wrong programs derived from it, nor the implementation in JavaScript.
 
-The same files make the same zip, byte by byte. Exit code: 0, or 2 for wrong usage.
+The same files give the same zip, byte for byte. Exit code: 0, or 2 for wrong usage.
 """
 
 import os
@@ -22,16 +22,16 @@ sys.path.insert(1, str(ROOT / "lab"))
 
 import ending  # noqa: E402  (after the path)
 
-# What the grader is made of. Everything else stays here.
+# The parts of the grader. Everything else stays out.
 INCLUDED = ["requirements.txt", "pyproject.toml", "messages.proto", "messages_pb2.py", "lab/SPEC.md", "lab/ending.py",
             "lab/grader/*.py", "lab/tools/*.py", "tests/*.py"]
 EXCLUDED = ["lab/grader/mutants.py", "lab/grader/gauntlet.py", "lab/grader/samples.py", "tests/test_[!0-7]*.py"]
-SCRIPTS = ROOT / "lab" / "instructor" / "gradescope"  # its files go to the top
-WHEN = (1980, 1, 1, 0, 0, 0)  # of every file: the earliest that a zip can have
+SCRIPTS = ROOT / "lab" / "instructor" / "gradescope"  # its files go to the top folder
+WHEN = (1980, 1, 1, 0, 0, 0)  # of every file: the earliest date possible in a zip
 
 
 def files(hidden):
-    """{name in the zip: path} of all that goes into it."""
+    """{name in the zip: path} of every file that goes into it."""
     found = {str(path.relative_to(ROOT)): path for pattern in INCLUDED for path in ROOT.glob(pattern)
              if not any(path.relative_to(ROOT).match(out) for out in EXCLUDED)}
     found.update((path.name, path) for path in SCRIPTS.iterdir())
@@ -40,7 +40,7 @@ def files(hidden):
 
 
 def write(out, found, options):
-    """Write the zip, whole or not at all."""
+    """Write the zip, either whole or not at all."""
     part = out.with_name(f".part-{out.name}")
     with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, path in found.items():

@@ -5,19 +5,19 @@
     python lab/grader/class.py ../submissions --marks ../marks -- --stage 3 --hidden ../hidden
     python lab/grader/class.py ../submissions --marks ../marks -- --tracker '{dir}/tracker {file} {port} {expire}' --peer '{dir}/peer {tracker} {out}'
 
-Every folder in ../submissions is one submission; its name is the student's. What stands after `--` are options of
-lab/grader/grade.py; {dir} in them is the folder of the submission. In ../marks there are afterwards
+Every folder in ../submissions is one submission, named after the student. Options after `--` are those of
+lab/grader/grade.py; {dir} in them stands for the folder of the submission. The results are in ../marks:
 
     marks.csv       student, stage, points, of, first failing clause, first failing test, note
     NAME.json       what grade.py has written, in Gradescope's format
-    NAME.txt        the report, to be sent to the student
+    NAME.txt        the report to send to the student
 
-A run that was killed, or in which a submission came late, is started again by the same command: who has a mark for these
-very files and options is not graded again, unless the mark itself says "grade again" because some tests could not be tried;
-and marks.csv is always of all that have one. Each submission is graded in a
-copy of its folder, which is not changed. It runs with your rights: see lab/INSTRUCTOR.md for another user's.
+After a run was killed, or a submission came late, give the same command again: a submission with marks for the same
+files and options is not graded again, unless its results say "grade again" because some tests could not be tried;
+marks.csv always lists every submission that has marks. Each submission is graded in a copy of its folder, which
+is not changed. It runs with your rights: lab/INSTRUCTOR.md shows how to use another user's.
 
-Exit code: 0 every submission has its marks, whatever they are, 1 some have none, 2 wrong usage.
+Exit code: 0 every submission has its marks, whatever they are; 1 some have none; 2 wrong usage.
 Reading order: one submission - the table - all of them. lab/grader/marks.py reads the points.
 """
 
@@ -42,10 +42,10 @@ import ending  # noqa: E402  (after the path)
 import marks  # noqa: E402
 
 GRADER = ROOT / "lab" / "grader" / "grade.py"
-JOBS = max(1, (os.cpu_count() or 1) // 2)  # gradings at a time: one keeps more than a core busy
+JOBS = max(1, (os.cpu_count() or 1) // 2)  # gradings at a time; one keeps more than one core busy
 LARGEST = 256 << 20                        # bytes of a submission, and
-MOST_FILES = 20_000                        # files: more is no source code, and is not copied
-TEMPORARY = ".grading-"                    # how the folders of gradings that are under way begin
+MOST_FILES = 20_000                        # files; more cannot be source code, and is not copied
+TEMPORARY = ".grading-"                    # prefix of the folders of gradings under way
 COLUMNS = ["student", "stage", "points", "of", "first failing clause", "first failing test", "note"]
 
 
@@ -53,7 +53,7 @@ COLUMNS = ["student", "stage", "points", "of", "first failing clause", "first fa
 
 
 class NotGradable(Exception):
-    """Why a submission cannot be graded; its author can mend that."""
+    """Why a submission cannot be graded; its author can fix that."""
 
 
 def files_of(folder):
@@ -72,7 +72,7 @@ def files_of(folder):
 
 
 def fingerprint(files, options):
-    """What a mark is of: names, bytes and modes of the files, and the options of the grading."""
+    """A digest of what is graded: names, contents and modes of the files, and the options."""
     digest = hashlib.sha256(json.dumps(options).encode())
     for name, path in files:
         digest.update(f"{name}\0{path.stat().st_mode & 0o111}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
@@ -81,7 +81,7 @@ def fingerprint(files, options):
 
 
 def copied(files, folder):
-    """A copy of the files in this new folder."""
+    """Copy the files into a new folder; return it."""
     for name, path in files:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,13 +91,13 @@ def copied(files, folder):
 
 
 def with_folder(options, folder):
-    """The options of grade.py for one submission: {dir} is its folder, and without it the folder is graded by its two Python programs."""
+    """The options of grade.py for one submission, with its folder for {dir}; without --tracker, its two Python programs are graded."""
     words = [word.replace("{dir}", shlex.quote(str(folder))) for word in options]
     return words if "--tracker" in options else ["--dir", str(folder), *words]
 
 
 def graded(files, options, temporary, running):
-    """(results.json, the report) of a submission; Failure if the grader refuses the options."""
+    """Grade a submission: (results.json, the report). Failure if the grader refuses the options."""
     results = temporary / "results.json"
     command = [sys.executable, str(GRADER), *with_folder(options, copied(files, temporary / "submission")), "--results", str(results)]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
@@ -114,7 +114,7 @@ def graded(files, options, temporary, running):
 
 
 def as_students_see(text, temporary):
-    """The text with the student's folder, as the notes call it, in the place of the copy's."""
+    """The text with the path of the copy replaced by ../mine, as the notes call a student's folder."""
     copy = str(temporary / "submission")
     return text.replace(shlex.quote(copy), "../mine").replace(copy, "../mine")
 
@@ -127,27 +127,27 @@ def last_line(text):
 
 
 def kept(folder, student):
-    """The results.json of a student that is there already; None."""
+    """The existing results.json of a student, or None."""
     with contextlib.suppress(OSError, ValueError):
         content = json.loads((folder / f"{student}.json").read_text())
         return content if "graded" in content.get("extra_data", {}) else None
 
 
 def put(path, text):
-    """Put a whole file in the place of what was there."""
+    """Replace a file, atomically."""
     part = path.with_name(f".part-{path.name}")
     part.write_text(text, errors="replace")
     part.replace(path)
 
 
 def rows(student, content):
-    """The lines of marks.csv for one student: one for each stage, and one for all, with what the grader says of the whole run."""
+    """The lines of marks.csv for one student: one for each stage, and one for all, with the grader's note about the whole run."""
     note = " ".join(content.get("output", "").split())[:300]
     return [[student, *row, note if row[0] == "all" else ""] for row in marks.rows(content)]
 
 
 def write_table(folder, students):
-    """marks.csv of all students who have marks; those who have none."""
+    """Write marks.csv for all students who have marks; return those who have none."""
     part = folder / ".part-marks.csv"
     without = []
     with part.open("w", newline="", errors="replace") as file:
@@ -165,7 +165,7 @@ def write_table(folder, students):
 
 
 def grade(folder, into, options, running):
-    """Grade one submission, unless it has whole marks for the same files and options; what to say of it."""
+    """Grade one submission, unless it has whole marks for the same files and options; return what to print about it."""
     try:
         files = files_of(folder)
         of = fingerprint(files, options)
@@ -183,7 +183,7 @@ def grade(folder, into, options, running):
 
 
 def grade_all(folders, into, options, jobs):
-    """Grade several at a time; a line for each as it ends. When this is interrupted, what was under way is ended."""
+    """Grade several at a time, and print a line as each one ends. An interruption ends the gradings under way."""
     running = set()
     ending.hold_signals()
     pool = concurrent.futures.ThreadPoolExecutor(jobs)
@@ -197,7 +197,7 @@ def grade_all(folders, into, options, jobs):
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(running):
-            process.terminate()  # it ends all that it has started, and its thread here ends with it
+            process.terminate()  # it ends everything it has started, and so does its thread here
         raise
     finally:
         pool.shutdown()
@@ -222,7 +222,7 @@ def parse_arguments():
 
 
 def absolute(options):
-    """The options with the path of --hidden as seen from here."""
+    """The options with the path of --hidden made absolute."""
     return [os.path.abspath(word) if at and options[at - 1] == "--hidden" else word for at, word in enumerate(options)]
 
 
@@ -236,14 +236,14 @@ def submissions_in(path):
 
 
 def locked(folder):
-    """The folder of the marks, for this run alone: the lock, to be kept."""
+    """Make the folder of the marks and reserve it for this run; return the lock, which must be kept."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / ".lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise ending.Failure(f"expected {folder} for this run alone, but another one uses it; wait for its end") from None
-    for left in folder.glob(f"{TEMPORARY}*"):  # of a run that was killed
+    for left in folder.glob(f"{TEMPORARY}*"):  # left by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     return lock
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Turn a results.json of lab/grader/grade.py into what GitHub Classroom's reporter takes, so that each stage gives partial credit.
+"""Turn a results.json of lab/grader/grade.py into input for GitHub Classroom's reporter, so that each stage gives partial credit.
 
     python lab/grader/classroom.py results.json >> "$GITHUB_OUTPUT"
 
 It prints a line for each stage: `stage3=` and, in Base64, a JSON object with the points of the stage. The workflow in
-lab/instructor/classroom.yml hands these to classroom-resources/autograding-grading-reporter, which adds them up and shows
-them. A reason is cut: all of it is in the report of the step that graded, and a variable of the environment has a bound.
+lab/instructor/classroom.yml passes these to classroom-resources/autograding-grading-reporter, which adds them up and shows
+them. Reasons are cut, because the size of an environment variable is limited; the report of the grading step has them whole.
 
 Exit code: 0, or 2 for wrong usage.
 """
@@ -23,11 +23,11 @@ import marks  # noqa: E402
 from stages import STAGES  # noqa: E402
 
 MESSAGE = 300  # characters of a reason
-REASONS = 20   # entries of a stage that have one
+REASONS = 20   # entries of a stage with a reason
 
 
 def outcome(content, stage):
-    """What the reporter takes for one stage. With nothing to report, as for a program that is missing, it says why."""
+    """The reporter's input for one stage. If there is nothing to report, as when a program is missing, it says why."""
     points, _ = marks.of_stage(content, stage.number)
     if not points:
         why = content.get("output") or "this stage was not graded"

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Make an exam with fresh values, and its answer sheet.
 
-    make exam                      exam-SEED.md and exam-SEED-answers.md, with a seed that nobody guesses
+    make exam                      exam-SEED.md and exam-SEED-answers.md, with a seed that nobody can guess
     make exam SEED=2c41f09b        the same exam again
     python lab/grader/exam.py --seed group-b --out ../exam --only leases rarest
 
-A question draws its values, and is then told twice: ask() puts them into prose, solve() works out the answer from the
-values alone and has never seen the prose. tests/test_exam.py compares what solve() says with what the programs do.
-Whoever knows the seed can make the answers too: do not take the year.
+A question draws its values, which are used twice: ask() puts them into prose, and solve() works out the answer from the
+values alone, without seeing the prose. tests/test_exam.py compares the answers of solve() with what the programs do.
+Anyone who knows the seed can make the answers too, so do not use the year.
 
 Exit code: 0, or 2 for wrong usage.
 Reading order: bytes - leases - sizes - rarest first - floors - pauses - the exam - main.
@@ -29,7 +29,7 @@ import ending  # noqa: E402  (after the path)
 import explain  # noqa: E402
 from messages_pb2 import BUSY, Request, Response  # noqa: E402
 
-# What is asked: draw(rng) -> values, ask(values) -> prose, solve(values) -> answer, show(answer) -> words for the sheet.
+# A question: draw(rng) -> values, ask(values) -> prose, solve(values) -> answer, show(answer) -> words for the sheet.
 Question = collections.namedtuple("Question", "name title points clauses draw ask solve show")
 
 KIB = 1024
@@ -127,7 +127,7 @@ def ask_leases(v):
 
 
 def solve_leases(v):
-    """Who is listed at each of the times, and when all leases end."""
+    """The peers listed at each of the times, and the end of each lease."""
     lists = []
     for when in v["asked"]:
         last = {name: at for at, name, kind in v["events"] if kind != "Peer List" and at <= when}
@@ -197,7 +197,7 @@ def ask_rarest(v):
 
 
 def rarest_of(offered, holds):
-    """Those of the offered chunks that the fewest neighbors hold."""
+    """The offered chunks that the fewest neighbors hold."""
     copies = {index: sum(index in indexes for indexes in holds.values()) for index in offered}
     return sorted(index for index in offered if copies[index] == min(copies.values()))
 
@@ -259,7 +259,7 @@ def draw_pauses(rng):
 
 
 def beginnings(v, count):
-    """When the first attempts begin, whatever the end."""
+    """When the first attempts begin, however they end."""
     at, pause, found = 0, v["pause"], []
     for _ in range(count):
         found.append(at)
@@ -295,7 +295,7 @@ QUESTIONS = [
 
 
 def values_of(question, seed):
-    """The values of a question in the exam of a seed; no other question changes them."""
+    """The values of a question in the exam of a seed; they do not depend on other questions."""
     return question.draw(random.Random(f"{seed}/{question.name}"))
 
 

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Grade the grader: wrong programs, each with one mistake, every one of which a test of its stage must fail.
+"""Grade the grader: wrong programs with one mistake each, every one of which must fail a test of its stage.
 
-    make gauntlet                        all of them, and the reference, which nothing may fail
+    make gauntlet                        all of them, and the reference, which must pass every test
     make gauntlet ARGS=if_chunk_id       some of them, by name, each with the report that a student would read
-    make gauntlet ARGS=--list            what there is
+    make gauntlet ARGS=--list            list them
 
-lab/grader/mutants.py lists them. A wrong program is the reference with a few words replaced, in a folder of its own, and is
-graded as a submission is: lab/grader/grade.py, its stage, only the tests that name its clause. It is caught when one of them
-fails with a whole report (PARTS), whose hint is not that it crashed: a crash hides the mistake. What is printed is a line for
-each: name, stage, clause, the test that caught it, the hint that it gives. Survivors stand last.
+They are listed in lab/grader/mutants.py. A wrong program is the reference with a few words replaced, in its own folder, and
+is graded like a submission, by lab/grader/grade.py, in its stage, but only with the tests that name its clause. It is caught
+when one of them fails with a complete report (PARTS), whose hint is not that it crashed: a crash hides the mistake. A line is
+printed for each: name, stage, clause, the test that caught it, the hint. Survivors come last.
 
-Exit code: 0 all caught and the reference passed by all, 1 something to mend, 2 wrong usage. When a mutant no longer fits
-the reference, nothing runs: mend it in lab/grader/mutants.py. When one survives, a test is missing: write it.
+Exit code: 0 all caught, and the reference passes all tests; 1 something to fix; 2 wrong usage. If a mutant no longer fits
+the reference, nothing runs: fix it in lab/grader/mutants.py. If one survives, a test is missing: write it.
 
 Reading order: the tests of a clause - one grading - verdicts - all of them.
 """
@@ -37,19 +37,19 @@ import pace  # noqa: E402
 from mutants import MUTANTS  # noqa: E402
 from stages import STAGES, test_files  # noqa: E402
 
-PROGRAMS = ("peer.py", "tracker.py", "messages_pb2.py")  # what a submission consists of
-LIMIT = 480        # seconds for all; what was not run by then has not been caught
-GRADING = 100      # seconds for one grading, which takes five on a machine that is not busy
-JOBS = 5 * (os.cpu_count() or 1)  # gradings at a time: most of the time a test waits for what does not come
-START = 0.3        # seconds that a program takes to start, the reference changed in a few words, with a core to itself
-REFERENCE_WORKERS = 2             # tests of the reference at a time, in each of those gradings
-PARTS = ("clauses", "step", "expected", "got", "likely", "again")  # what each report must have
+PROGRAMS = ("peer.py", "tracker.py", "messages_pb2.py")  # the files of a submission
+LIMIT = 480        # seconds for all; a mutant not run by then is not caught
+GRADING = 100      # seconds for one grading, which takes five on an idle machine
+JOBS = 5 * (os.cpu_count() or 1)  # gradings at a time: tests spend most of their time waiting
+START = 0.3        # seconds that the reference, slightly changed, takes to start, with a core to itself
+REFERENCE_WORKERS = 2             # tests at a time in each grading of the reference
+PARTS = ("clauses", "step", "expected", "got", "likely", "again")  # the parts that each report must have
 
 Verdict = collections.namedtuple("Verdict", "name caught line report")  # one line for people; the report that a student would read
 
 
 class NotOnce(ending.Failure):
-    """A mutant's old text does not stand exactly once in the reference; exit code 1."""
+    """A mutant's old text does not occur exactly once in the reference; exit code 1."""
 
 
 # The tests of a clause, and the text of a mutant.
@@ -71,7 +71,7 @@ def clauses_named(function):
 
 
 def tests_of(number, clause):
-    """The names of the tests of a stage that name a clause; a file that runs those of wire_tests.py has them too."""
+    """The names of the tests of a stage that name a clause, including those that a file imports from wire_tests.py."""
     sources = [(ROOT / path).read_text() for path in test_files(STAGES[number])]
     if any(re.search(r"^from wire_tests import \*", source, re.M) for source in sources):
         sources.append((ROOT / "tests" / "wire_tests.py").read_text())
@@ -81,11 +81,11 @@ def tests_of(number, clause):
 
 # One grading.
 
-running = set()  # gradings that are under way; when told to end, a grading ends all that it has started
+running = set()  # gradings under way; when told to end, a grading ends everything it has started
 
 
 def grade(number, replaced, *options):
-    """(results.json, what was printed) of one stage of the reference in which some files are replaced: {name: text}."""
+    """Grade one stage of the reference with some files replaced, {name: text}: (results.json, what was printed)."""
     with tempfile.TemporaryDirectory(prefix="p2p-gauntlet-") as folder:
         for name in PROGRAMS:
             shutil.copy(ROOT / name, folder)
@@ -97,29 +97,29 @@ def grade(number, replaced, *options):
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         running.add(process)
         try:
-            printed = process.communicate()[0]  # it ends by itself: that is what --limit is for
+            printed = process.communicate()[0]  # it ends by itself, because of --limit
         finally:
             running.discard(process)
         return json.loads(results.read_text()) if results.exists() else {"tests": []}, printed
 
 
 def failures(results, clause=None):
-    """The failed tests that did run, of all or of one clause."""
+    """The failed tests that did run, for all clauses or for one."""
     failed = [test for test in results["tests"] if test.get("status") == "failed" and "extra_data" in test]
     failed = [test for test in failed if not str(test["extra_data"]["got"]).startswith("not run")]
     return [test for test in failed if clause is None or clause in test["extra_data"]["clauses"]]
 
 
 def is_bytes(value):
-    """Whether a report's value is bytes, in hexadecimal, and not words."""
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{2}( [0-9a-f]{2})+( … .*)?", value) is not None  # 50 alone is a number
+    """Whether a report's value is bytes in hexadecimal rather than words."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{2}( [0-9a-f]{2})+( … .*)?", value) is not None  # 50 alone would be a number
 
 
 def lacking(report):
     """The parts that a failure's report lacks."""
     missing = [part for part in PARTS if not report.get(part)]
     both = is_bytes(report.get("expected")) and is_bytes(report.get("got"))
-    crashed = str(report.get("likely")).startswith("an exception")  # as a mutant does that names what the reference no longer has
+    crashed = str(report.get("likely")).startswith("an exception")  # as a mutant does that uses a name the reference no longer has
     missing += ["a hint but that it crashed"] if crashed else []
     return missing + (["offset"] if both and report["expected"] != report["got"] and report.get("offset") is None else [])
 
@@ -128,7 +128,7 @@ def lacking(report):
 
 
 def verdict_on(mutant):
-    """Whether a mutant is caught by its stage, with a whole report."""
+    """Whether a mutant is caught by its stage, with a complete report."""
     head = f"{mutant.name:34} stage {mutant.stage}  {mutant.clause:6}"
     names = tests_of(mutant.stage, mutant.clause)
     if not names:
@@ -176,7 +176,7 @@ def parse(parser, entries):
 
 
 def run_all(tasks, jobs, limit, show):
-    """The verdicts of all tasks [(name, function, argument)], several at a time; show(verdict) as each one comes."""
+    """The verdicts of all tasks [(name, function, argument)], several at a time; calls show(verdict) for each as it comes."""
     give_up = time.monotonic() + limit
     verdicts = []
 
@@ -205,7 +205,7 @@ def show(verdict, with_report):
 
 
 def conclude(verdicts, seconds, with_reports):
-    """Show what is to be mended and the count; the exit code."""
+    """Show what needs fixing and the count; return the exit code."""
     bad = [verdict for verdict in verdicts if not verdict.caught]
     if bad:
         print("\nTo mend:")

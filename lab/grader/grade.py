@@ -4,39 +4,39 @@
     make grade TRACKER='./my-tracker {file} {port} {expire}' PEER='./my-peer {tracker} {out}'
     make grade DIR=submission            the tracker.py and the peer.py of that folder
     make grade THOROUGH=1 DIR=...        with the tests that wait for half a minute or more: under four minutes
-    make grade STAGES=0-3 DIR=...        a week's work: what is right in stages 0 to 3 has their points
-    make stage-3 [DIR=...] [K=word]      one stage, without the slow tests; without a name of a program: the reference
+    make grade STAGES=0-3 DIR=...        a week's work: only the points of stages 0 to 3 count
+    make stage-3 [DIR=...] [K=word]      one stage, without the slow tests; by default it grades the reference
     python lab/grader/grade.py --help
 
-The conformance tests of tests/test_0_*.py to tests/test_7_*.py drive the programs as processes. None of their code
-comes into a process of ours. Everything that this program needs to know comes from the tests' own
-processes (lab/grader/verdict.py), over pipes that the programs under test do not have.
+The conformance tests of tests/test_0_*.py to tests/test_7_*.py drive the programs as processes. No code of the
+programs runs in our processes. This program learns everything from the tests' own processes
+(lab/grader/verdict.py), over pipes that the programs under test cannot reach.
 
     this program ---starts---> pytest ---forks---> workers ---start---> the programs under test
          |  <--- one JSON line for each begin and end ---  |
          |  ---- numbers of tests still to be run -------> |
 
-First a worker measures how much of a machine there is, and how long the programs take to start (lab/grader/pace.py): from
-this follow the tests at a time, the patience, and LIMIT. A few tests in which time ran out are run once more at the end, one
-by one, and the second verdict counts. What could not be tried is not tried: no verdict, and "grade again" with the reason.
+First a worker measures how fast the machine is and how long the programs take to start (lab/grader/pace.py). The number
+of tests at a time, the length of waits and LIMIT follow from this. If time ran out in only a few tests, they are run again
+at the end, one by one, and the second verdict counts. A test that could not be tried has no verdict: "grade again".
 
-It is the workers' supervisor and runs no test itself: whatever happens below, after LIMIT seconds all that
-was started is ended, results.json is written and the report is printed. A results.json with score 0 is
-there from the first moment. What is bounded, and by what:
+This program supervises the workers and runs no tests itself: whatever happens below, after LIMIT seconds
+everything it started is ended, results.json is written and the report is printed. From the first moment
+there is a results.json with score 0. The bounds:
 
-    time                  LIMIT seconds for all, and EARNED for each test that passes; in each the waits of
+    time                  LIMIT seconds for all, and EARNED more for each test that passes; in each test the waits of
                           tests/harness.py, and TEST_SECONDS of lab/grader/verdict.py
     output of a program   read to its end, kept up to a bound, and slowed beyond it (tests/harness.py)
     one file              lab/grader/verdict.py, by RLIMIT_FSIZE
-    all files             DISK bytes and FILES in the folders of the run and of the submission, looked at each second
-    processes, memory     PROCESSES and MEMORY, looked at several times a second; who is over them is ended, and the run too
+    all files             DISK bytes and FILES in the folders of the run and of the submission, checked every second
+    processes, memory     PROCESSES and MEMORY, checked several times a second; beyond them, the run ends with all programs
     what is left behind   everything below this process is ended (lab/grader/processes.py): after each test, and at the end
 
-What it does not do: a submission runs with your rights. It can read what you can read, and it could end
-this program by its number. Grade strangers' code in a container or as another user
+There is no protection beyond that: a submission runs with your rights. It can read what you can read, and it
+could kill this program. Grade strangers' code in a container or as another user
 (TRACKER='setpriv --reuid=student --regid=student --clear-groups ...'; lab/INSTRUCTOR.md).
 
-Exit code: 0 all passed, 1 something failed or was not tried, 2 wrong usage.
+Exit code: 0 all passed; 1 something failed or was not tried; 2 wrong usage.
 Reading order: usage - the run - points - the report; then lab/grader/verdict.py, the workers' side.
 """
 
@@ -64,22 +64,22 @@ import processes  # noqa: E402
 from pace import Pace  # noqa: E402
 from stages import STAGES  # noqa: E402
 
-LIMIT = 48         # seconds for the tests on two cores; ending everything and writing take some of the minute that it may last
-EARNED = 0.2       # seconds that each test which passes adds: a right program on a busy machine has its verdict, later
+LIMIT = 48         # seconds for the tests on two cores; ending everything and writing take the rest of the minute allowed
+EARNED = 0.2       # seconds added by each test that passes: on a busy machine a correct program still gets its verdict, only later
 THOROUGH_LIMIT = 220  # with --thorough
-PROBE_LIMIT = 40   # seconds for finding out how fast machine and programs are
-STALLED = 0.5      # seconds for which a machine stood still, when a test that failed meanwhile is run once more
-TWICE = 5          # tests in which time ran out are run once more, when they are no more: more are no accident
-DISK = 1 << 30     # bytes that the programs may write in all
+PROBE_LIMIT = 40   # seconds for measuring how fast the machine and the programs are
+STALLED = 0.5      # seconds; if the machine stood still for longer, a test that failed meanwhile is run again
+TWICE = 5          # up to this many tests in which time ran out are run again; more of them are no accident
+DISK = 1 << 30     # bytes that the programs may write in total
 FILES = 20_000     # and files
-FREE = 256 << 20   # bytes that stay free on the disk, whoever fills it
-PROCESSES = 400    # that may run at a time; the tests need some dozens
-MEMORY = 4 << 30   # bytes of resident memory, of all of them together
-TWICE_SECONDS = 15 # for all of these; the first verdict holds for what is not done by then
-REPORTS = 12       # that are printed in full, one for each reason; results.json has them all
-POINTS = {}        # clause -> points in each stage that tests it, for those that are not worth 1
-# Variables of the environment that change what pytest does. With either of the first two it shows how wrong bytes differ
-# line by line, which for a file takes it ten seconds or a minute.
+FREE = 256 << 20   # bytes that must stay free on the disk, whoever fills it
+PROCESSES = 400    # that may run at a time; the tests need a few dozen
+MEMORY = 4 << 30   # bytes of resident memory of all of them together
+TWICE_SECONDS = 15 # for all tests run again; those not done by then keep their first verdict
+REPORTS = 12       # printed in full, one for each reason; results.json has all of them
+POINTS = {}        # clause -> points in each stage that tests it, if not 1
+# Environment variables that change what pytest does. With either of the first two it shows how wrong bytes differ line by
+# line, which takes ten seconds to a minute for a file.
 CHANGES_PYTEST = ("CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", "PYTEST_PLUGINS")
 
 
@@ -91,7 +91,7 @@ class WrongUsage(ending.Failure):
 
 
 class Incomplete(WrongUsage):
-    """A submission lacks a program: that is its author's mistake and not yours, so it has a results.json too."""
+    """A submission lacks a program: that is its author's mistake and not yours, so it gets a results.json too."""
 
 
 def parse_arguments():
@@ -184,7 +184,7 @@ def hidden_tests(folder):
 
 
 def check_results(path):
-    """WrongUsage if another file than a regular one would be replaced: as root even /dev/null would be."""
+    """WrongUsage if the path is not a regular file: as root, even /dev/null would be replaced."""
     if not os.path.basename(path) or os.path.lexists(path) and not os.path.isfile(path):
         raise WrongUsage(f"--results: cannot write {path!r}: expected the name of a regular file, there or not there yet")
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
@@ -195,9 +195,9 @@ def check_results(path):
 
 
 class Run:
-    """One run of the tests: the workers, and what they have told.
+    """One run of the tests: the workers and what they have reported.
 
-    `tests` maps a test's id to what is known of it: number, title, clauses, outcome (None: it did not run).
+    `tests` maps a test's id to what is known about it: number, title, clauses, outcome (None if it did not run).
     """
 
     def __init__(self, templates, numbers, words="", hidden=(), limit=None, slow=True, thorough=False, ours=False, first=False, workers=None):
@@ -205,24 +205,24 @@ class Run:
         self.numbers, self.words, self.hidden = numbers, words, hidden
         self.asked_limit, self.slow, self.thorough, self.ours, self.first, self.asked_workers = limit, slow, thorough, ours, first, workers
         self.began = time.monotonic()
-        self.pace = None        # Pace, once it was measured
+        self.pace = None        # Pace, once measured
         self.limit = PROBE_LIMIT
-        self.options = []       # programs and options that they do not take, though the tests append them
+        self.options = []       # programs and the options that they reject although the tests append them
         self.tests = {}
         self.left_out = {"slow": 0, "thorough": 0, "ours": 0}
-        self.broken = []        # (file, why) that could not be collected
-        self.misread = False    # whether `words` are no expression of pytest's
+        self.broken = []        # (file, why) for files that could not be collected
+        self.misread = False    # whether `words` are not a valid pytest expression
         self.stopped = None     # why the run was ended early
         self.workers = {}       # descriptor of a worker's reports -> Worker; the first is the process that collects the tests
         self.temporary = tempfile.mkdtemp(prefix="p2p-grade-")
-        os.chmod(self.temporary, 0o711)  # programs that run as another user reach their files in it, and see nothing else
-        self.tokens = None      # the pipe with the numbers of the tests that are to be run
-        self.collector = None   # the process that has collected the tests, and forks the workers
-        self.forks = None       # a socket; whatever pipe is sent there becomes a new worker's
+        os.chmod(self.temporary, 0o711)  # programs that run as another user can reach only their own files in it
+        self.tokens = None      # the pipe with the numbers of the tests to run
+        self.collector = None   # the process that collects the tests and forks the workers
+        self.forks = None       # a socket; pipes sent through it go to a new worker
         self.disk_before = None
 
     def environment(self):
-        """What a worker is told; CHANGES_PYTEST is not."""
+        """The environment of a worker, without CHANGES_PYTEST."""
         path = os.pathsep.join(str(folder) for folder in (ROOT / "tests", ROOT, ROOT / "lab", ROOT / "lab" / "grader", ROOT / "lab" / "tools"))
         return {**{name: value for name, value in os.environ.items() if name not in CHANGES_PYTEST}, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TMPDIR": self.temporary,
                 "TRACKER": self.tracker, "PEER": self.peer, "PROGRAMS": self.folder, "GRADING": "ours" if self.ours else "other",
@@ -230,7 +230,7 @@ class Run:
                 "GRADE_SLOW": "yes" if self.slow else "", "GRADE_THOROUGH": "yes" if self.thorough else "", "GRADE_OURS": "yes" if self.ours else ""}
 
     def files(self):
-        """The test files; hidden ones are copied into a folder of their own, with the fixtures of ours."""
+        """The test files; hidden ones are copied into a folder of their own, with our fixtures."""
         found = [str(path) for number in self.numbers for path in sorted((ROOT / "tests").glob(f"test_{number}_*.py"))]
         if self.hidden:
             folder = pathlib.Path(self.temporary, "hidden")
@@ -244,7 +244,7 @@ class Run:
         return found
 
     def start_collector(self, files):
-        """Start pytest, which reads the tests once for all workers: half a second of work for each, if it were done by each."""
+        """Start pytest, which reads the tests once for all workers; doing so in each worker would take it half a second."""
         reports, tell = os.pipe()
         self.forks, theirs = socket.socketpair()
         passed = {"GRADE_REPORTS": tell, "GRADE_FORKS": theirs.fileno()}
@@ -260,18 +260,18 @@ class Run:
         self.workers[reports] = Worker(reports)
 
     def start_worker(self):
-        """Have a worker forked, which runs tests; or which finds out how fast all is, if that is not known yet."""
+        """Have a worker forked; it runs tests, or measures the pace if that is not known yet."""
         reports, tell = os.pipe()
         how = self.pace and self.pace._asdict()
         try:
             socket.send_fds(self.forks, [json.dumps(how).encode()], [tell, self.tokens])
-        except OSError:  # a program under test has ended the process that forks; then no line will come
+        except OSError:  # a program under test has ended the forking process, so no line will come
             pass
         os.close(tell)
         self.workers[reports] = Worker(reports, measures=not self.pace)
 
     def hand_out(self, tests, workers):
-        """Have these tests run by so many workers."""
+        """Have these tests run by this many workers."""
         indexes = {test["id"]: index for index, test in enumerate(self.tests.values())}
         if self.tokens is not None:
             os.close(self.tokens)
@@ -283,7 +283,7 @@ class Run:
             self.start_worker()
 
     def run(self):
-        """Run all tests, or as many as time and bounds allow. Afterwards nothing that was started runs."""
+        """Run all tests, or as many as time and bounds allow. Nothing that was started still runs afterwards."""
         processes.adopt_orphans()
         try:
             files = self.files()
@@ -294,12 +294,12 @@ class Run:
                 self.without_tests()
                 self.try_again()
         finally:
-            ending.catch_signals(signal.SIG_IGN)  # a second one must not leave anything behind
+            ending.catch_signals(signal.SIG_IGN)  # a second signal must not leave anything behind
             processes.end_all([self.collector.pid] if self.collector else [])
             self.remove()
 
     def follow(self):
-        """Take what the workers tell, and watch the bounds, until all have ended or a bound is broken."""
+        """Read what the workers report, and watch the bounds, until all have ended or a bound is broken."""
         looked, restarts = time.monotonic(), 0
         while self.workers and not self.stopped:
             for reports in select.select(list(self.workers), [], [], 0.2)[0]:
@@ -309,7 +309,7 @@ class Run:
                 del self.workers[reports]
                 os.close(reports)
                 if worker.measures and not self.pace:
-                    self.measured(Pace())  # it was ended by a program under test
+                    self.measured(Pace())  # a program under test has ended it
                 elif self.lost(worker) and restarts < 10:
                     restarts += 1
                     self.start_worker()
@@ -318,7 +318,7 @@ class Run:
                 looked = time.monotonic()
 
     def lost(self, worker):
-        """Whether a worker ended in the middle of a test, which then fails for that."""
+        """Whether a worker ended in the middle of a test, which then counts as failed."""
         if worker.running is None:
             return False
         self.tests[worker.running].update(outcome="failed", failure=in_words("a verdict", "the process that ran this test was ended"))
@@ -330,13 +330,13 @@ class Run:
             return
         self.forks.close()
         code = self.collector.wait()
-        self.misread = code == 4 and bool(self.words)  # 4: wrong usage of pytest
-        if code not in (0, 5) and not self.misread:    # 5: no test was selected
+        self.misread = code == 4 and bool(self.words)  # 4 means wrong usage of pytest
+        if code not in (0, 5) and not self.misread:    # 5 means that no test was selected
             with open(os.path.join(self.temporary, "pytest.out"), errors="replace") as output:
                 self.broken.append(("pytest", output.read()[-3000:]))
 
     def collected(self, found):
-        """Number the tests, hand them out, those that take longest first, and start the workers."""
+        """Number the tests, hand them out, the longest first, and start the workers."""
         counts = {}
         for test in found:
             stage = int(test["file"].split("_")[1])
@@ -347,17 +347,17 @@ class Run:
         if self.first or not found:
             self.measured(Pace())
         else:
-            self.tokens = os.open(os.devnull, os.O_RDONLY)  # which has none
+            self.tokens = os.open(os.devnull, os.O_RDONLY)  # which holds no numbers
             self.start_worker()
 
     def measured(self, pace):
-        """Begin with the tests, as many at a time as this pace allows, those that take longest first."""
+        """Begin with the tests, as many at a time as this pace allows, the longest first."""
         self.pace = pace
         self.limit = self.asked_limit or pace.seconds(len(self.tests), THOROUGH_LIMIT if self.thorough else LIMIT)
         self.hand_out(sorted(self.tests.values(), key=lambda test: -test["takes"]), self.asked_workers or pace.workers())
 
     def try_again(self):
-        """Run the few tests once more in which time ran out, one by one: the machine may have been busy. Not for a student's `make stage-N`."""
+        """If time ran out in a few tests only, run these again, one by one: the machine may have been busy. Not for a student's `make stage-N`."""
         late = [test for test in self.tests.values() if test["outcome"] == "failed" and (test["late"] or test["stalled"] > STALLED)]
         if not late or len(late) > TWICE or self.stopped or not self.slow or self.first:
             return
@@ -392,7 +392,7 @@ class Run:
         return None
 
     def remove(self):
-        """Take the files of the run away."""
+        """Remove the files of the run."""
         for descriptor in [self.tokens, *self.workers]:
             if descriptor is not None:
                 os.close(descriptor)
@@ -403,15 +403,15 @@ class Run:
 
 
 class Worker:
-    """A process that runs tests, and the lines that it tells."""
+    """A process that runs tests, and the lines that it writes."""
 
     def __init__(self, reports, measures=False):
         self.reports, self.measures = reports, measures
         self.unread = b""
-        self.running = None  # the id of the test that it runs
+        self.running = None  # the id of the test under way
 
     def read(self, run):
-        """Take what has come; False when there will be no more."""
+        """Read what has come; False at the end."""
         data = os.read(self.reports, 1 << 20)
         *lines, self.unread = (self.unread + data).split(b"\n")
         for line in lines:
@@ -437,11 +437,11 @@ class Worker:
                 run.limit += EARNED
 
 
-CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # what can change a terminal, or break JSON's readers
+CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # characters that can change a terminal or break readers of JSON
 
 
 def visible(value):
-    """What a worker tells, with control characters escaped: it holds what programs have printed."""
+    """What a worker reports, with control characters escaped, because it quotes what programs have printed."""
     if isinstance(value, str):
         return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], value)
     if isinstance(value, list):
@@ -456,12 +456,12 @@ def title(name):
 
 
 def in_words(expected, got):
-    """What a test's failure holds when no bytes tell it."""
+    """A test's failure when there are no bytes to show."""
     return {"steps": [], "step": 0, "sent": None, "expected": expected, "got": got, "offset": None, "likely": None}
 
 
 def resident(pids):
-    """Bytes of memory that these processes have (Linux; elsewhere 0)."""
+    """Bytes of memory that these processes use (Linux; elsewhere 0)."""
     total = 0
     for pid in pids:
         try:
@@ -476,7 +476,7 @@ resource_page = os.sysconf("SC_PAGE_SIZE")  # bytes
 
 
 def used(folders):
-    """(bytes, files) below these folders; it stops counting when the bound is far behind."""
+    """(bytes, files) below these folders; stops counting well beyond the bound."""
     size = files = 0
     for folder in folders:
         for where, _, names in os.walk(folder):
@@ -491,8 +491,8 @@ def used(folders):
     return size, files
 
 
-# Points: in each stage whose tests name it, a clause is worth one, or what POINTS says. It is earned when all those tests
-# pass. So what is right up to stage N is worth the points of stages 0 to N, whatever later stages ask for.
+# Points: in each stage whose tests name it, a clause is worth one point, or what POINTS says, if all those tests pass. So
+# a program that is right up to stage N gets the points of stages 0 to N, whatever later stages demand.
 
 
 def clause_texts():
@@ -501,7 +501,7 @@ def clause_texts():
 
 
 def by_clause(tests):
-    """(stage, clause) -> its tests, stage by stage in the order of the page; a test that was skipped says nothing of a clause."""
+    """(stage, clause) -> its tests, stage by stage in the order of the page; a skipped test says nothing about a clause."""
     page, found = list(clause_texts()), {}
     for test in tests:
         for clause in test["clauses"]:
@@ -512,7 +512,7 @@ def by_clause(tests):
 
 
 def status(test, run):
-    """passed, failed, skipped, or untried: then there is no verdict, for no fault of the program's that is known."""
+    """passed, failed, skipped, or untried, which means no verdict and no known fault of the program."""
     if test["outcome"] is None:
         return "untried" if test.get("untried") or run.out_of_time() else "failed"
     return test["outcome"]
@@ -544,7 +544,7 @@ def results(run):
 
 
 def clause_entry(stage, clause, its, run):
-    """What Gradescope shows of one clause in one stage. Of what was not tried it is told no status."""
+    """What Gradescope shows for one clause in one stage. Without a verdict it has no status."""
     bad = [test for test in its if status(test, run) != "passed"]
     lines = [f"{test['number']} {test['title']}" + (", not tried" if status(test, run) == "untried" else "") for test in bad]
     entry = {"name": f"stage {stage}: {clause} {clause_texts().get(clause, '')}", "number": clause, "score": score(clause, its),
@@ -555,7 +555,7 @@ def clause_entry(stage, clause, its, run):
 
 
 def test_entry(test, run):
-    """What Gradescope shows of one test: for a failed one the report."""
+    """What Gradescope shows for one test; if it failed, the report."""
     known = status(test, run)
     entry = {"name": f"{test['number']} {test['title']}", "number": test["number"], "tags": [f"stage {test['stage']}"]}
     if known != "untried":
@@ -572,9 +572,9 @@ def test_entry(test, run):
 
 
 def write(path, content):
-    """Put a whole results.json in the place of what was there; a link, which a submission may have made, is not followed."""
+    """Replace results.json as a whole; a link, which a submission may have made, is not followed."""
     path = os.path.abspath(path)
-    os.makedirs(os.path.dirname(path), exist_ok=True)  # a submission may have taken its own folder away, or put one in this place
+    os.makedirs(os.path.dirname(path), exist_ok=True)  # a submission may have removed its own folder, or made a folder at this path
     if os.path.isdir(path) and not os.path.islink(path):
         os.rename(path, tempfile.mkdtemp(dir=os.path.dirname(path), prefix=".not-results-"))
     with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), prefix=".results-", delete=False) as file:
@@ -587,7 +587,7 @@ def write(path, content):
 
 
 def failure_of(test, run):
-    """What is known of a failure."""
+    """What is known about a failure."""
     if test["outcome"] is None:
         return in_words("a verdict", f"not run: {run.stopped or 'the processes that run the tests ended before'}")
     return test["failure"]
@@ -608,7 +608,7 @@ def heading(test):
 
 
 def report(test, run):
-    """The lines of a failed test: clause, steps, bytes, what is likely, how to run it again. Of a hidden test no step."""
+    """The lines of a failed test: clause, steps, bytes, what is likely, how to run it again. A hidden test shows no steps."""
     failure = failure_of(test, run)
     texts = clause_texts()
     steps = [] if test["hidden"] else few(failure["steps"])
@@ -629,7 +629,7 @@ def stage_title(number):
 
 
 def few(steps):
-    """The first and the last of many steps."""
+    """The first and the last steps, if there are many."""
     return steps if len(steps) <= 12 else [*steps[:4], f"… {len(steps) - 11} more", *steps[-7:]]
 
 
@@ -638,7 +638,7 @@ def labelled(label, lines):
 
 
 def notes(run):
-    """What is to be said of the run as a whole."""
+    """What to say about the run as a whole."""
     said = [f"{file}: these tests could not be read" + (f"\n{why}" if why else "") for file, why in run.broken]
     said += [f"the {words.split()[0]}'s command starts it, but not with {words.split()[1]} after it: the tests append the options of lab/SPEC.md (CL); "
              'let a wrapper pass them on, as "$@" does in a shell' for words in run.options]
@@ -680,7 +680,7 @@ def left_out(run):
 
 
 def by_reason(failed, run):
-    """[tests that failed for the same reason], as far as their reports tell: the first has a report, the others a line."""
+    """[tests that failed for the same reason], judging by their reports: the first gets a report, the others a line."""
     found = {}
     for test in failed:
         failure = failure_of(test, run)
@@ -690,7 +690,7 @@ def by_reason(failed, run):
 
 
 def show(run):
-    """Print the report; the exit code."""
+    """Print the report; return the exit code."""
     if run.misread:
         raise WrongUsage(f"-k: expected words of a test's name, with and, or and not between them, got {run.words!r}")
     if not run.tests and not run.broken:
@@ -708,7 +708,7 @@ def show(run):
 
 
 def prepared(args):
-    """The Run that the arguments ask for, with a results.json of no points written; WrongUsage."""
+    """The Run that the arguments ask for, after writing a results.json without points; WrongUsage."""
     check_results(args.results)
     if args.limit is not None and not 0 < args.limit < 1e6:
         raise WrongUsage(f"--limit: expected a number of seconds above 0, got {args.limit:g}")

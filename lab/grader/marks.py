@@ -1,13 +1,13 @@
-"""Marks, stage by stage, read from a results.json of lab/grader/grade.py and from nothing else.
+"""Marks, stage by stage, read only from a results.json of lab/grader/grade.py.
 
-An entry with points that is tagged with a stage counts for that stage; a stage without such entries has its tests for points.
+An entry with points counts for the stage it is tagged with; in a stage without such entries, each test is worth a point.
 """
 
 from stages import STAGES
 
 
 def of_stage(content, number):
-    """The entries of one stage that have points, and its tests. Where no entry has points, each test is worth one."""
+    """The entries of one stage that have points, and its tests. If no entry has points, each test is worth one."""
     tagged = [test for test in content["tests"] if f"stage {number}" in test.get("tags", [])]
     tests = [test for test in tagged if "max_score" not in test]
     points = [test for test in tagged if "max_score" in test]
@@ -20,7 +20,7 @@ def summed(points):
 
 
 def first_failure(tests):
-    """(clause, test) that failed first; two empty words where none did."""
+    """(clause, test) that failed first; two empty strings if none did."""
     for test in tests:
         if test.get("status") == "failed":
             clauses = test.get("extra_data", {}).get("clauses") or [""]

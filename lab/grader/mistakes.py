@@ -1,8 +1,8 @@
-"""Mistakes that programs make, and how each is known by its bytes: the line `likely` of a failure report.
+"""Mistakes that programs make, and how to recognize each by its bytes: the line `likely` of a failure report.
 
-LIKELY is a list of (hint, predicate), tried from the top; BY_CLAUSE has what to look at when none fits. A predicate is given
-the facts of a failure, a Facts; if it raises, it does not fit. A hint is one line: what seems to happen - what to do instead.
-To add a mistake, add a line; tests/test_grade.py shows how each is tried.
+LIKELY is a list of (hint, predicate), tried from the top; BY_CLAUSE says what to look at when none matches. A predicate gets
+the facts of a failure, a Facts; if it raises, it does not match. A hint is one line: what seems to happen - what to do instead.
+To add a mistake, add a line; tests/test_grade.py shows how to try it.
 """
 
 import re
@@ -14,10 +14,10 @@ CHUNK = 262_144  # bytes
 
 
 class Facts:
-    """What is known of a failure.
+    """What is known about a failure.
 
-    `sent`: the message that the program under test was last told. `expected`, `got`: bytes, or words. `want`, `answer`: the
-    same two as a Response (an empty one, if they are words or no message). `left`, `right`: the values of a comparison that
+    `sent`: the message last sent to the program under test. `expected`, `got`: bytes, or words. `want`, `answer`: the
+    same two as a Response (an empty one if they are words or not a message). `left`, `right`: the values of a comparison that
     failed. `words`: expected, got and output together. `steps`: their words. `stage`: the number of the test's stage.
     """
 
@@ -34,14 +34,14 @@ class Facts:
         return self.sent.WhichOneof("type")
 
     def silent(self):
-        """No byte came in time."""
+        """Whether no byte came in time."""
         return isinstance(self.got, str) and "until the wait was over" in self.got
 
     def closed(self):
         return isinstance(self.got, str) and ("end of stream" in self.got or "reset" in self.got)
 
     def answered_before(self):
-        """Whether this connection had brought an answer before."""
+        """Whether an answer had come on this connection before."""
         for step in reversed(self.steps[:-1]):
             if step.startswith("connected"):
                 return False
@@ -51,7 +51,7 @@ class Facts:
 
 
 def message(frame, kind):
-    """The message in a frame; an empty one if there is none."""
+    """The message in a frame; an empty one if the frame holds none."""
     try:
         if isinstance(frame, bytes) and int.from_bytes(frame[:8], "big") == len(frame) - 8:
             return kind.FromString(frame[8:])
@@ -72,7 +72,7 @@ LENGTHS = [  # (bytes of the length, how they are read, what is counted besides 
 
 
 def mended(came):
-    """(the frame that these bytes were probably meant to be, hint); (None, None) if they are well framed or past help."""
+    """(the frame that these bytes were probably meant to be, hint); (None, None) if they are well framed or hopeless."""
     if len(came) >= 8 and int.from_bytes(came[:8], "big") == len(came) - 8:
         if has_type(came[8:]) or not has_type(came[8:-8]):
             return None, None
@@ -90,7 +90,7 @@ def has_type(body):
         try:
             if kind.FromString(body).WhichOneof("type"):
                 return True
-        except Exception:  # no message
+        except Exception:  # not a message
             pass
     return False
 
@@ -100,12 +100,12 @@ def zeros(data):
 
 
 def missing(f):
-    """Addresses that were expected in a list and did not come."""
+    """Addresses that were expected in a list but did not come."""
     return wants(f, "peer_list") and set(f.want.peer_list.addresses) - set(f.answer.peer_list.addresses)
 
 
 def too_many(f):
-    """Addresses that came in a list and were not expected."""
+    """Addresses that came in a list but were not expected."""
     return wants(f, "peer_list") and set(f.answer.peer_list.addresses) - set(f.want.peer_list.addresses)
 
 
@@ -128,13 +128,13 @@ def wants(f, kind):
 
 
 def later_stage(f):
-    """Whether the program has come to a function that is not written yet, and need not be in this stage."""
+    """Whether the program has called a function that is not written yet and need not be in this stage."""
     found = re.search(r"NotImplementedError: stage (\d)", f.words)
     return found and int(found[1]) > f.stage
 
 
 def excepted(f):
-    """Whether a program has ended by an exception, or has printed one. An error in its own words is none, and the test's own exception is not the program's."""
+    """Whether a program has ended with an exception, or printed one. An error in its own words does not count, nor does an exception of the test itself."""
     if re.search(r"exit code [2-9]\b", str(f.expected)) and not re.search(r"exit code 70|Traceback|(Error|Exception)\b", f.got):
         return False
     return re.search(r"exit code (1|70|[2-9]\d)\b|\bprinted: " + ("" if f.expected == TO_ITS_END else r"|Traceback|Error(:| \()"), f.got)
@@ -285,7 +285,7 @@ LIKELY = [
     ("no proof is sent – start the timer once Join was answered", lambda f: "Active Proof" in f.expected and re.match("0 of them", f.got)),
     ("proofs come too slowly – one every third of the lease that the tracker told (lease_ms), also while something else waits", lambda f: "AP-4" in f.clauses),
     ("the list is not asked for again – while no neighbor has what is wanted, ask each second", lambda f: re.search("times Peer List", f.expected) and re.match(r"\d of them", f.got)),
-    # What a leecher makes of others.
+    # How a leecher deals with others.
     ("a field that is unknown spoils an answer – skip it, before and after what you know, as the parser does; a chunk ends where its own length says, not with the frame",
      lambda f: "WF-11" in f.clauses and "complete file" in f.expected),
     ("two neighbors are asked for one chunk while others are free – note what is under way when you ask for it, and choose among the rest",
@@ -394,11 +394,11 @@ BY_CLAUSE = {
 
 
 def likely(facts):
-    """The hint that fits these facts best; None if none is known."""
+    """The hint that fits these facts best, or None."""
     for hint, fits in LIKELY:
         try:
             if fits(facts):
                 return hint
         except (TypeError, ValueError, AttributeError, IndexError):
-            continue  # it looks at what this failure has not
+            continue  # it looks at something that this failure lacks
     return next((BY_CLAUSE[clause] for clause in facts.clauses if clause in BY_CLAUSE), None)

@@ -1,14 +1,14 @@
 """Wrong programs for lab/grader/gauntlet.py: the reference with one mistake each, such as students make.
 
-To add one: find the words of the reference that the mistake replaces; they must stand there exactly once. Then run
-`make gauntlet ARGS=its_name`. If it survives, the tests have a gap: write the test that was missing, with its clause.
+To add one, find the words of the reference that the mistake replaces; they must occur there exactly once. Then run
+`make gauntlet ARGS=its_name`. If it survives, the tests have a gap: write the missing test, with its clause.
 """
 
 import typing
 
 
 class Mutant(typing.NamedTuple):
-    """One mistake. `old` stands exactly once in `program`; `new` takes its place."""
+    """One mistake. `old` occurs exactly once in `program`; `new` takes its place."""
 
     name: str
     program: str   # "peer.py" or "tracker.py"

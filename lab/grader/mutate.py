@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Let a machine look for what the tests do not see: it changes what students write, one small thing at a time.
+"""Let a machine look for what the tests miss, by changing the functions that students write, one small thing at a time.
 
-    python lab/grader/mutate.py                        go on where it was, for 480 s
+    python lab/grader/mutate.py                        continue where it stopped, for 480 s
     python lab/grader/mutate.py --stages 0-3 --seconds 60
-    python lab/grader/mutate.py --list                 show the changes, and run nothing
-    python lab/grader/mutate.py --table                write lab/grader/mutations.md from what has been run
+    python lab/grader/mutate.py --list                 show the changes without running them
+    python lab/grader/mutate.py --table                write lab/grader/mutations.md from the results so far
 
 A change is made to the reference, inside a function that a stage asks for (lab/grader/stages.py): a comparison, a constant, an
-operator or a condition becomes another, a statement is left out, branches are swapped. The tests of that stage are run
+operator or a condition is replaced by another, a statement is left out, branches are swapped. The tests of that stage are run
 on it, without the slow ones, up to the first failure. lab/grader/mutations.csv has a line for each change, with the test that
-has caught it. What survives is judged by people, in the last column: "equivalent: why", "free: why" (no clause demands it),
-"later: test" (one of a later stage catches it, or a slow one) or "missing: what a test would have to see". A judgement stays as long as its change is the same one.
+caught it. People judge the survivors, in the last column: "equivalent: why", "free: why" (no clause demands it),
+"later: test" (one of a later stage, or a slow one, catches it) or "missing: what a test would have to see". A judgement stays as long as its change does.
 
-The same source has the same changes, in the same order. A function that has changed is run anew, all others are not.
-Exit code: 0 nothing is left to run, 1 something is, 2 wrong usage.
+The same source gives the same changes, in the same order. Only functions that have changed are run again.
+Exit code: 0 nothing is left to run; 1 something is; 2 wrong usage.
 
 Reading order: changes of one node - all changes of a function - running them - the table - main.
 """
@@ -51,18 +51,18 @@ import starter  # noqa: E402
 RESULTS = ROOT / "lab" / "grader" / "mutations.csv"
 TABLE = ROOT / "lab" / "grader" / "mutations.md"
 PROGRAMS = ("peer.py", "tracker.py", "messages_pb2.py")
-SECONDS = 480     # for one call, so that it can be run in slices
+SECONDS = 480     # for one call, so that the work can be done in slices
 LIMIT = 40        # for one test
 LIMIT_ALL = 400   # for the tests of one change
-MEMORY = 8 << 30  # bytes of address space of each process: five hundred threads reserve four of them for their stacks
-JOBS = 2 * (os.cpu_count() or 1)  # most of a test is waiting
+MEMORY = 8 << 30  # bytes of address space of each process: the stacks of five hundred threads reserve four GiB
+JOBS = 2 * (os.cpu_count() or 1)  # tests spend most of their time waiting
 COLUMNS = ["stage", "function", "digest", "number", "kind", "before", "after", "outcome", "judgement"]
 
-Change = collections.namedtuple("Change", "start end new kind")  # bytes start to end of a source become the text `new`
-Mutation = collections.namedtuple("Mutation", "stage function digest number kind before after text")  # `text` of the whole program
+Change = collections.namedtuple("Change", "start end new kind")  # bytes `start` to `end` of a source are replaced by the text `new`
+Mutation = collections.namedtuple("Mutation", "stage function digest number kind before after text")  # `text` is that of the whole program
 
 
-# Changes of one node: each function yields (text that takes the node's place, kind).
+# Changes of one node: each function yields (text that replaces the node, kind).
 
 OTHERS = {ast.Lt: [ast.LtE, ast.GtE], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.LtE], ast.GtE: [ast.Gt, ast.Lt],
           ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is], ast.In: [ast.NotIn], ast.NotIn: [ast.In]}
@@ -71,7 +71,7 @@ OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.Div
 
 
 def other(node, **fields):
-    """The text of a node in which these fields are others, in parentheses."""
+    """The text of a node with these fields replaced, in parentheses."""
     changed = copy.copy(node)
     for name, value in fields.items():
         setattr(changed, name, value)
@@ -93,7 +93,7 @@ def of_constant(node):
             yield f"({node.value - 1})", "constant"
     elif isinstance(node.value, float):
         yield f"({node.value * 2 + 1})", "constant"
-    elif isinstance(node.value, (str, bytes)) and node.value and " " not in str(node.value):  # words for people are free
+    elif isinstance(node.value, (str, bytes)) and node.value and " " not in str(node.value):  # the wording for people is free
         yield repr(node.value + type(node.value)(b"x" if isinstance(node.value, bytes) else "x")), "constant"
 
 
@@ -118,7 +118,7 @@ def of_choice(node):
 
 
 def of_condition(node):
-    """Of an if: its test is always true, or never; swapped branches are the test with a not."""
+    """Of an if: its test is always true, or never; negating the test swaps the branches."""
     yield "True", "branches"
     yield "False", "branches"
     if node.orelse:
@@ -126,7 +126,7 @@ def of_condition(node):
 
 
 def of_statement(node):
-    """Of a statement that can be left out, whole."""
+    """Of a statement that can be left out as a whole."""
     if isinstance(node, ast.Return):
         yield "return None", "statement"
     elif isinstance(node, (ast.Break, ast.Continue)):
@@ -153,19 +153,19 @@ def changes_of(node):
 
 
 def parts_of(function):
-    """The nodes of a function's body in which something may change, its docstring and its messages left out."""
+    """The nodes of a function's body in which something may change, without its docstring and its messages."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     found, left = [], list(reversed(body))
     while left:
         node = left.pop()
         found.append(node)
-        if not isinstance(node, (ast.JoinedStr, ast.Lambda)):  # the places of what is in them are not told by older Pythons, or by one name
+        if not isinstance(node, (ast.JoinedStr, ast.Lambda)):  # older Pythons do not give the positions of nodes in them, or give wrong ones
             left += reversed(list(ast.iter_child_nodes(node)))
     return found
 
 
 def changes(source, function):
-    """The Changes of a function, given as a node of the source (text), in their order, each different text once."""
+    """The Changes of a function, given as a node of the source (text), in order and without repeated texts."""
     data = source.encode()
     starts = [0]
     for line in data.splitlines(keepends=True):
@@ -187,14 +187,14 @@ def changed(source, change):
 
 
 def line_around(source, start, end):
-    """The lines in which bytes start to end stand, in one."""
+    """The lines that hold the bytes `start` to `end`, joined into one."""
     data = source.encode()
     first, last = data.rfind(b"\n", 0, start) + 1, data.find(b"\n", end)
     return " ".join(data[first:last].decode().split())
 
 
 def digest_of(function):
-    """What a function is known by: another one when its code changes, the same when only comments or its docstring do."""
+    """A digest of a function that changes with its code, but not with its comments or its docstring."""
     return hashlib.sha256(ast.dump(ast.Module(function.body[ast.get_docstring(function) is not None:], [])).encode()).hexdigest()[:8]
 
 
@@ -204,10 +204,10 @@ def mutations(number):
     for name in starter.functions_of(stages.STAGES[number]):
         source, node = texts()[name.partition(".")[0]], starter.all_functions()[name]
         digest, lines = digest_of(node), source.splitlines(keepends=True)
-        first = sum(len(line.encode()) for line in lines[:node.lineno - 1])  # of the bytes of the function
+        first = sum(len(line.encode()) for line in lines[:node.lineno - 1])  # offset of the function in bytes
         alone = "".join(lines[node.lineno - 1:node.end_lineno])
         for at, change in enumerate(changes(source, node), start=1):
-            try:  # the function alone, which is a hundred times quicker
+            try:  # compile the function alone, which is a hundred times quicker
                 compile(textwrap.dedent(changed(alone, change._replace(start=change.start - first, end=change.end - first))), name, "exec")
             except SyntaxError:
                 continue
@@ -226,7 +226,7 @@ def texts():
 
 
 def run_stage(number, keys, jobs, seconds, take):
-    """Run mutations [(function, number)] of a stage, some at a time, for so many seconds; take(function, number, outcome) as each one ends."""
+    """Run mutations [(function, number)] of a stage, some at a time, for `seconds`; call take(function, number, outcome) as each one ends."""
     reports, tell = os.pipe()
     asked = {"stage": number, "keys": keys, "jobs": jobs, "seconds": seconds, "tell": tell}
     path = os.pathsep.join(str(folder) for folder in (ROOT / "lab" / "grader", ROOT / "tests", ROOT, ROOT / "lab", ROOT / "lab" / "tools"))
@@ -244,12 +244,12 @@ def run_stage(number, keys, jobs, seconds, take):
 
 @pytest.fixture
 def tmp_path():
-    """A folder that no other child has."""
+    """A folder for this child alone."""
     with tempfile.TemporaryDirectory(prefix="test-", ignore_cleanup_errors=True) as folder:
         yield pathlib.Path(folder)
 
 
-failed = []  # the tests that have failed in this child
+failed = []  # tests that have failed in this child
 
 
 def pytest_runtest_logreport(report):
@@ -272,7 +272,7 @@ def pytest_runtestloop(session):
 
 
 def run_children(todo, items, asked):
-    """A child for each mutation, `jobs` at a time. Those tests go first that have caught changes of the same function."""
+    """Run a child for each mutation, `jobs` at a time. Tests that have caught changes of the same function go first."""
     processes.adopt_orphans()
     give_up = time.monotonic() + asked["seconds"]
     running, kills = {}, collections.Counter()  # pipe -> (mutation, its child, when it must end, folder); (function, test) -> times
@@ -296,7 +296,7 @@ def run_children(todo, items, asked):
 
 
 def end(child):
-    """End a child and all that is below it; it has ended its programs itself, if it came to its end."""
+    """Kill a child and everything below it; a child that reached its end has ended its programs itself."""
     below = [pid for pid, _, _ in processes.descendants(child)]
     for pid in [child, *below]:
         processes.send(signal.SIGKILL, pid)
@@ -316,7 +316,7 @@ def start_child(mutation, items):
             os.setsid()
             processes.adopt_orphans()
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-            import harness  # here: only where tests are run
+            import harness  # imported here, because only children run tests
             harness.PROGRAMS = folder.name
             for item in items:
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
@@ -344,7 +344,7 @@ def read_results(path=RESULTS):
 
 
 def write_results(rows, path=RESULTS):
-    """Write all rows, in the order of the stages and functions; whole or not at all."""
+    """Write all rows, in the order of the stages and functions, either whole or not at all."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, newline="", delete=False) as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -360,7 +360,7 @@ def row_of(mutation, outcome, judgements):
 
 
 def summary(rows):
-    """Lines on how many were run, caught and judged, by stage."""
+    """Lines that say how many were run, caught and judged, by stage."""
     lines = ["| stage | changes | caught | survived | equivalent or free | later | missing | not judged |", "|---|---|---|---|---|---|---|---|"]
     for number in sorted({int(row["stage"]) for row in rows}) + [None]:
         its = [row for row in rows if number is None or int(row["stage"]) == number]
@@ -411,7 +411,7 @@ def parse_arguments():
 
 
 def run_all(todo, rows, judgements, args):
-    """Run the mutations, stage by stage, until the time is over; rows and file grow with each."""
+    """Run the mutations, stage by stage, until time is up; each one is added to the rows and to the file."""
     give_up = time.monotonic() + args.seconds
     for number in sorted({found.stage for found in todo}):
         its = {(found.function, found.number): found for found in todo if found.stage == number}

@@ -1,8 +1,8 @@
-"""How fast this machine is, and what the grader does about it: tests at a time, patience, the time for all of them.
+"""How fast this machine is, and what follows for the grader: tests at a time, length of waits, time for all tests.
 
-Half a core is what a course's container often has. The same tests, as many at a time and as impatient as on two cores,
-fail there for no fault of the program's. So before the tests begin, a process of ours measures what processor time it
-gets, and how long the two programs take to start; from these two numbers everything else follows.
+A course's container often has half a core. With as many tests at a time and waits as short as on two cores, tests fail
+there through no fault of the program. So before the tests begin, a process of ours measures how much processor time it
+gets and how long the two programs take to start; everything else follows from these two numbers.
 """
 
 import json
@@ -10,39 +10,39 @@ import os
 import time
 import typing
 
-POWER = 2.0      # cores of the machine for which the waits of the tests were chosen; one core does
+POWER = 2.0      # cores of the machine for which the tests' waits were chosen; one core is enough
 WORK = 0.022     # seconds for COUNT steps of a loop there
 COUNT = 1_000_000
-MEASURE = 0.5    # seconds: a quota is given out by tenths of a second
-MOST = 16        # processes that are tried at once: more are never needed
-SLOWEST = 0.2    # power below which a wait is no longer made longer: no verdict is possible there
+MEASURE = 0.5    # seconds; a quota is allotted by tenths of a second
+MOST = 16        # processes tried at once; more are never needed
+SLOWEST = 0.2    # power below which waits no longer grow: no verdict is possible there
 
 
 class Pace(typing.NamedTuple):
-    """`power`: cores, each as fast as one of that machine; `start`: seconds that the slower of the two programs takes to start."""
+    """`power`: number of cores, in units of that machine's; `start`: seconds that the slower of the two programs takes to start."""
 
     power: float = POWER
     start: float = 0.0
 
     def factor(self):
-        """By how much longer to wait for what is expected: every wait has several times what it needs, so half a core needs twice of it."""
+        """How much longer to wait for what is expected; every wait already has a large margin, so half a core needs only twice the time."""
         return max(1.0, POWER / max(self.power, SLOWEST)) ** 0.5
 
     def starting(self):
-        """What a wait in which a program starts is longer by: it is not the only one that starts."""
+        """Extra seconds for a wait in which a program starts; others start at the same time."""
         return 2 * self.start
 
     def workers(self):
-        """Tests at a time: most of a test is waiting."""
+        """Tests at a time; tests spend most of their time waiting."""
         return max(2, min(4 * (os.cpu_count() or 1) + 2, round(5 * self.power)))
 
     def seconds(self, tests, base):
-        """The time for a run of so many tests that may last `base` seconds on two cores: their work and their starts take longer."""
+        """The time limit for a run of `tests` tests that may last `base` seconds on two cores: work and starts take longer here."""
         return base * max(1.0, POWER / max(self.power, SLOWEST)) + 1.5 * tests * self.start / self.workers()
 
 
 def power():
-    """How many cores this process would get for several processes at once, counted in those of POWER."""
+    """How many cores several processes of ours would get at once, in units of the cores of POWER."""
     count = min(MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     pipes = [spinning() for _ in range(count)]
     got = 0.0
@@ -54,16 +54,16 @@ def power():
 
 
 def share(start):
-    """Have each of the gradings that this process will start take for granted what it finds now; `start` as in Pace.
+    """Measure now, for all gradings that this process will start; `start` as in Pace.
 
-    Several at a time would each measure what the measuring of the others leaves, with all cores for half a second. For
-    programs that are known to start, and to take all options.
+    If several measured at the same time, each would find only what the others leave, and keep all cores busy for half a
+    second. Only for programs that are known to start and to accept all options.
     """
     os.environ["GRADE_PACE"] = json.dumps({"power": power(), "start": start})
 
 
 def spinning():
-    """(pid, pipe) of a process that counts for MEASURE seconds and tells how many of them it ran."""
+    """(pid, pipe) of a process that spins for MEASURE seconds and reports for how many of them it ran."""
     pipe, tell = os.pipe()
     pid = os.fork()
     if pid:
@@ -77,7 +77,7 @@ def spinning():
 
 
 def work():
-    """Seconds of processor time that COUNT steps of a loop take: the least of three times."""
+    """Seconds of processor time that COUNT steps of a loop take, the least of three measurements."""
     def once():
         began = time.process_time()
         for _ in range(COUNT):

@@ -1,9 +1,9 @@
-"""Finding and ending everything that a process has started, also what tried to get away.
+"""Finding and ending everything that a process has started, even what tried to get away.
 
 A program that forks, calls setsid and lets its parent end is in no process group or session that we
-know, and a clean environment hides a mark left there. But it has a parent. On Linux a process may declare
-itself the one to which orphans among its descendants go (a "subreaper"); whatever they did, they are then found
-below it in the tree of parents. Elsewhere orphans go to process 1, and only what still has its parent is found.
+know, and it can remove any mark from its environment. But it has a parent. On Linux a process may become a
+"subreaper", which adopts the orphans among its descendants; whatever they did, they are then found below it
+in the tree of parents. Elsewhere process 1 adopts orphans, and only those that still have their parent are found.
 
 Used by lab/grader/grade.py, for the whole run, and by the tests, after each of them.
 """
@@ -25,7 +25,7 @@ def adopt_orphans():
 
 
 def all_processes():
-    """[(pid, parent's pid, whether it has ended but was not waited for)] of this machine."""
+    """[(pid, parent's pid, whether it is a zombie)] of all processes on this machine."""
     if sys.platform != "linux":
         rows = [line.split() for line in subprocess.run(["ps", "-axo", "pid=,ppid=,stat="], capture_output=True, text=True).stdout.splitlines()]
         return [(int(pid), int(parent), "Z" in state) for pid, parent, state in rows]
@@ -34,7 +34,7 @@ def all_processes():
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:
-                    state, parent = file.read().rpartition(b")")[2].split()[:2]  # the name before it may hold anything
+                    state, parent = file.read().rpartition(b")")[2].split()[:2]  # the name before it may contain anything
             except OSError:
                 continue  # it has ended meanwhile
             found.append((int(name), int(parent), state == b"Z"))
@@ -61,7 +61,7 @@ def send(number, pid):
 
 
 def running(spare=()):
-    """The pids below this process that run, without `spare` and what is below these."""
+    """The pids of running processes below this one, except `spare` and what is below those."""
     kept, found = set(spare), []
     for pid, parent, ended in descendants(os.getpid()):
         if pid in kept or parent in kept:
@@ -72,7 +72,7 @@ def running(spare=()):
 
 
 def freeze():
-    """Stop everything below this process, until nothing new appears: what is stopped starts nothing."""
+    """Stop everything below this process until nothing new appears: a stopped process cannot start others."""
     stopped = set()
     for _ in range(100):
         new = set(running()) - stopped
@@ -84,7 +84,7 @@ def freeze():
 
 
 def bury(spare=()):
-    """Wait for the adopted orphans that have ended; not for `spare`, for which somebody else waits."""
+    """Wait for the adopted orphans that have ended, but not for `spare`, which is waited for elsewhere."""
     for pid, parent, ended in descendants(os.getpid()):
         if ended and parent == os.getpid() and pid not in spare:
             try:
@@ -94,14 +94,14 @@ def bury(spare=()):
 
 
 def end_all(waited_for=(), seconds=10):
-    """End everything that runs below this process; how many there were. `waited_for`: as in bury()."""
+    """End everything that runs below this process; return how many there were. `waited_for`: `spare` of bury()."""
     give_up, ended = time.monotonic() + seconds, set()
     while time.monotonic() < give_up:
         found = running()
         if not found:
             break
         if len(found) > 20:
-            freeze()  # something forks faster than it is ended
+            freeze()  # something forks faster than it can be ended
             found = running()
         for pid in found:
             send(signal.SIGKILL, pid)

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Make three sample submissions, to see what the grader says of them: good, partial and hostile.
+"""Make three sample submissions, to see what the grader says about them: good, partial and hostile.
 
     python lab/grader/samples.py ../samples        then: make grade DIR=../samples/partial
 
 good      the starter with the functions of all stages written
-partial   those of stages 0 to 3, one of them with a mistake, MISTAKE of lab/grader/mutants.py
-hostile   programs that do not want to be ended: HOSTILE says what they do
+partial   only those of stages 0 to 3, one of them with a mistake, MISTAKE of lab/grader/mutants.py
+hostile   programs that resist being ended: HOSTILE says what they do
 
-The hostile ones do no lasting harm outside of the grader either: at most CHILDREN processes for each start,
-one file of at most BYTES in their own folder, and after SECONDS all of them have ended by themselves.
-lab/INSTRUCTOR.md shows the marks, and tests/test_samples.py compares these with what the grader says.
+The hostile ones do no lasting harm even outside the grader: at most CHILDREN processes for each start,
+one file of at most BYTES in their own folder, and after SECONDS they end by themselves.
+lab/INSTRUCTOR.md shows the marks, and tests/test_samples.py compares them with what the grader says.
 """
 
 import pathlib
@@ -23,9 +23,9 @@ import starter  # noqa: E402
 from mutants import MUTANTS  # noqa: E402
 
 MISTAKE = "announced_ip_trusted"
-WRITTEN = range(4)   # the stages that the partial one has
+WRITTEN = range(4)   # the stages written in the partial one
 CHILDREN = 10        # a grading has up to eight tests at a time, and the grader bounds processes
-BYTES = 300 << 20    # a little more than the grader lets one file have, so that its limit is met
+BYTES = 300 << 20    # a little more than the grader allows in one file, so that the limit is reached
 SECONDS = 90         # longer than a grading
 
 HOSTILE = '''#!/usr/bin/env python3

@@ -1,11 +1,11 @@
-"""The stages of the lab: what each is called, its note, its tests, and the functions that a student writes in it.
+"""The stages of the lab: the name of each, its note, its tests, and the functions that a student writes in it.
 
 Everything else in peer.py and tracker.py is given. With the functions of stages 0 to N in place, the
 tests of stages 0 to N pass and those of every later stage fail (tests/test_starter.py); so a function
-stands in the first stage whose tests call it, and no test of a stage may lead to a later one's.
+belongs to the first stage whose tests call it, and no test may call functions of a later stage.
 
-A function is named as in Python, "peer.Peer.prove". A class stands for all of its methods but
-__init__, which shows what it keeps, and but those in GIVEN, which earlier stages call already.
+A function is named as in Python, "peer.Peer.prove". A class stands for all of its methods except
+__init__, which shows what it keeps, and those in GIVEN, which earlier stages already call.
 """
 
 import collections
@@ -15,7 +15,7 @@ Stage = collections.namedtuple("Stage", "number title note tests functions")
 
 STAGES = [
     Stage(0, "the wire", "lab/0-wire.md", "tests/test_0_*.py", [
-        "peer.read_exactly", "peer.send_message"]),  # ten minutes: read_frame and Connection.answer are given, to be read
+        "peer.read_exactly", "peer.send_message"]),  # ten minutes: read_frame and Connection.answer are given, for reading
     Stage(1, "Join", "lab/1-join.md", "tests/test_1_*.py", [
         "tracker.Swarm.renew", "tracker.Swarm.peers", "tracker.Tracker.on_join", "tracker.Tracker.list", "tracker.Tracker.addresses_for",
         "peer.parse_ip_address", "peer.Description.from_message", "peer.Peer.listening_addr", "peer.Peer.joined",
@@ -40,5 +40,5 @@ GIVEN = {"peer.Picker.complete", "peer.Picker.useful"}  # begin and the progress
 
 
 def test_files(stage, root=pathlib.Path(__file__).resolve().parents[2]):
-    """The paths of a stage's test files, relative to the repository, in the order of their names."""
+    """The paths of a stage's test files, relative to the repository, sorted by name."""
     return sorted(str(path.relative_to(root)) for path in root.glob(stage.tests))

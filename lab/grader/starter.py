@@ -3,8 +3,8 @@
 
     make starter DIR=../my-p2p        or: python lab/grader/starter.py ../my-p2p
 
-Which functions these are stands in lab/grader/stages.py. Signature, decorators, docstring and everything around a
-function stay; its body becomes one line that raises NotImplementedError and names the stage's note.
+lab/grader/stages.py lists these functions. Signature, decorators, docstring and everything around a function
+stay; its body becomes one line that raises NotImplementedError and names the stage's note.
 
 Reading order: names of functions - blanking a source - writing the folder - main.
 """
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAMS = ["tracker", "peer"]
 COPIED = ["messages.proto", "messages_pb2.py", "requirements.txt"]
 
-# What the starter's peer.py has besides, after its imports. tracker.py imports peer.py, so it holds for both.
+# What the starter's peer.py adds after its imports. tracker.py imports peer.py, so it applies to both.
 SCAFFOLD = '''
 
 # Of the starter only, yours to remove at the end: a function that is not written yet ends the program with
@@ -94,7 +94,7 @@ def all_functions():
 
 
 def expanded(names, known):
-    """The functions that some names of a stage mean: a class is all of its methods but __init__ and those that are given."""
+    """The functions meant by a stage's names: a class means all of its methods except __init__ and those that are given."""
     found = []
     for name in names:
         methods = [function for function in known if function.startswith(name + ".")
@@ -111,11 +111,11 @@ def functions_of(stage):
 
 
 # ---------------------------------------------------------------------------------------------
-# Blanking. The tree says where a body is; all else is kept as text, so that comments and blank lines stay.
+# Blanking. The tree says where a body is; everything else is kept as text, so that comments and blank lines stay.
 
 
 def body_lines(node, lines):
-    """The first and the last line of a function's body with the comments above it, but without its docstring, counted from 1."""
+    """The first and the last line of a function's body, counted from 1, with the comments above it but without its docstring."""
     if ast.get_docstring(node) is not None:
         return node.body[0].end_lineno + 1, node.end_lineno
     first = min([node.body[0].lineno] + [decorator.lineno for decorator in getattr(node.body[0], "decorator_list", [])])
@@ -125,7 +125,7 @@ def body_lines(node, lines):
 
 
 def blanked(source, module, stage_of):
-    """The source without the bodies of the functions in `stage_of`, {qualified name: Stage}."""
+    """The source without the bodies of the functions in `stage_of`, which is {qualified name: Stage}."""
     lines = source.splitlines()
     for name, node in reversed(functions_in(source, module).items()):  # from the end, so that line numbers stay right
         if name in stage_of:
@@ -155,14 +155,14 @@ def programs(written=()):
 
 
 def readme(folder):
-    """What the starter says of itself; `folder` as it was given, quoted for a shell."""
+    """The starter's README; `folder` is quoted for a shell."""
     functions = [(stage, functions_of(stage)) for stage in stages.STAGES]
     rows = [f"| {stage.number} {stage.title} | `{stage.note}` | {', '.join(f'`{name}`' for name in names)} |" for stage, names in functions]
     return README.format(folder=shlex.quote(str(folder)), count=sum(len(names) for _, names in functions), rows="\n".join(rows))
 
 
 def write(folder, written=()):
-    """Make the starter in a folder that is empty or not there yet; OSError if it cannot be written."""
+    """Make the starter in a folder that is empty or does not exist yet; OSError if it cannot be written."""
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     for name, text in programs(written).items():
@@ -173,12 +173,12 @@ def write(folder, written=()):
 
 
 def folder_made(fill, usage):
-    """The path of the folder that the command line names, after fill(path); Failure if it cannot be filled. lab/grader/samples.py takes the same."""
+    """Call fill(path) for the folder that the command line names; return its path, or raise Failure. lab/grader/samples.py uses this too."""
     if len(sys.argv) != 2 or not sys.argv[1] or sys.argv[1].startswith("-"):
         raise ending.Failure(f"expected the folder to make, got none or several; {usage}")
     path = pathlib.Path(sys.argv[1])
     try:
-        sys.argv[1].encode()  # it will stand in README.md
+        sys.argv[1].encode()  # it will appear in README.md
         if path.is_file() or path.is_dir() and any(path.iterdir()):
             raise ending.Failure(f"expected a folder that is empty or not there yet, got {path}, which holds something; choose another")
         fill(path)

@@ -1,12 +1,12 @@
 """What one test did and saw: the numbered steps of a failure report, the last bytes, what was expected.
 
-The parts of tests/harness.py append to `trace` as they work, so that no test has to: a step for each program that is
-started, each connection, each request and answer, also those between the program under test and the fakes. Only
-when a test fails is a step put into words (lab/grader/verdict.py). One test runs at a time in a process.
+The parts of tests/harness.py append to `trace` as they work, so that tests need not: a step for each program that is
+started, each connection, and each request and answer, including those between the program under test and the fakes.
+Steps are put into words only when a test fails (lab/grader/verdict.py). A process runs one test at a time.
 
-Three kinds of facts: steps; `sent`, what the program under test was last told, and `answer`, what it last answered to a test,
-with the request, since meanwhile the fakes go on speaking with it; `verdict`, (expected, got), each of them bytes of a
-frame, or words where there are no bytes.
+There are three kinds of facts: steps; `sent`, the last message to the program under test, and `answer`, its last answer to a
+test, with the request, because the fakes keep talking to it meanwhile; and `verdict`, (expected, got), each of them the bytes
+of a frame, or words if there are no bytes.
 """
 
 import re
@@ -14,7 +14,7 @@ import threading
 
 import explain
 
-FIRST, LAST = 12, 40  # steps that are kept of a long test: its beginning and its end
+FIRST, LAST = 12, 40  # steps kept of a long test, at its beginning and its end
 
 
 class Step:
@@ -22,7 +22,7 @@ class Step:
 
     def __init__(self, number, text, frame, kind, by_test):
         self.number, self.text, self.frame, self.kind, self.by_test = number, text, frame, kind, by_test
-        self.pieces = 1    # in as many it was sent,
+        self.pieces = 1    # number of pieces in which it was sent,
         self.where = None  # on this connection
 
     def words(self):
@@ -35,21 +35,21 @@ class Step:
 class Trace:
     def __init__(self):
         self.lock = threading.Lock()
-        self.ran_out = 0  # waits that came to their end, in all tests of this process
+        self.ran_out = 0  # waits that timed out, in all tests of this process
         self.begin()
 
     def begin(self):
         """A test begins."""
         self.steps = []
         self.count = 0
-        self.names = {}        # port -> who listens there
-        self.programs = []     # harness.Program, in the order of their start
-        self.sent = None       # (frame, kind) that the program under test was last told
-        self.received = None   # (frame, kind) that it last answered, or asked
-        self.answer = None     # (frame, number of its step, request) that a test was last answered
+        self.names = {}        # port -> name of whatever listens there
+        self.programs = []     # harness.Program, in starting order
+        self.sent = None       # (frame, kind) last sent to the program under test
+        self.received = None   # (frame, kind) of its last answer or request
+        self.answer = None     # (frame, number of its step, request) of its last answer to a test
         self.verdict = None    # (expected, got, kind)
-        self.partial = None    # (bytes, kind) of a frame from the program under test that is not whole, or no message
-        self.clock = 0         # grows with each verdict: which of two was the last
+        self.partial = None    # (bytes, kind) of a frame from the program under test that is incomplete or not a message
+        self.clock = 0         # grows with each verdict, to tell which of two came last
 
     def step(self, text, frame=None, kind=None):
         by_test = threading.current_thread() is threading.main_thread()
@@ -62,10 +62,10 @@ class Trace:
         return step
 
     def tell(self, text, frame, kind, where=None):
-        """The program under test is told this on a connection; all of what was told there since its last answer."""
+        """Note bytes sent to the program under test on a connection; return all that was sent there since its last answer."""
         last = next((step for step in reversed(self.steps) if step.by_test), None)
         if last and where is not None and last.where is where and last.text == text:
-            last.frame += frame  # the same frame goes on
+            last.frame += frame  # the same frame continues
             last.pieces += 1
         else:
             last = self.step(text, frame, kind)
@@ -74,19 +74,19 @@ class Trace:
         return self.sent
 
     def hear(self, text, frame, kind, request=None):
-        """The program under test said this; to a test, in answer to this request."""
+        """Note what the program under test said; if it said it to a test, `request` is the one it answers."""
         step = self.step(text, frame, kind)
         self.received = frame, kind
         if kind == "response":
             self.answer = frame, step.number, request
 
     def judge(self, expected, got, kind=None, request=None, step=None):
-        """What was expected just now, and what came: bytes or words; in answer to this request, in the step of this number."""
+        """Note what was just expected and what came, as bytes or words; in answer to `request`, in the step with the number `step`."""
         self.clock += 1
         self.verdict = expected, got, kind, self.clock, request, step
 
     def forget_since(self, count):
-        """Drop the test's own steps since that count: what it polls again."""
+        """Drop the test's own steps since that count, because it polls again."""
         with self.lock:
             self.steps = [step for step in self.steps if step.number <= count or not step.by_test]
 
@@ -94,7 +94,7 @@ class Trace:
         return self.names.get(port, f"port {port}")
 
     def ended(self):
-        """What is known of the programs that have ended, in words; "" if none has."""
+        """What is known about the programs that have ended, in words; "" if none has."""
         said = []
         for program in self.programs:
             code = program.process.poll()
@@ -105,14 +105,14 @@ class Trace:
 
 
 def telling(lines):
-    """The last line that names an error, with the place that a traceback of Python tells; without one the last line."""
-    errors = r"[\w.]*(Error|Exception)\b|.*: No such file or directory$"  # the second is what env says of a first line
+    """The last line that names an error, with the place that a Python traceback gives; if no line does, the last line."""
+    errors = r"[\w.]*(Error|Exception)\b|.*: No such file or directory$"  # the second is env's message about a wrong first line
     at = next((at for at in reversed(range(len(lines))) if re.match(errors, lines[at])), None)
     return lines[-1] if at is None else lines[at] + place(lines[:at])
 
 
 def place(lines):
-    """Where the traceback at the end of these lines ends, outside of Python's own library if it can be: " (peer.py, line 7, in send)"; or ""."""
+    """Where the traceback at the end of these lines ends, if possible outside Python's own library: " (peer.py, line 7, in send)"; or ""."""
     found = []
     for line in reversed(lines):
         if not line.startswith(" "):
@@ -127,7 +127,7 @@ def exit_words(code):
 
 
 def shortened(data, around=None, most=96):
-    """Bytes as hex; of many only the first, and those around an offset."""
+    """Bytes as hex; if there are many, only the first ones and those around an offset."""
     if len(data) <= most:
         return data.hex(" ")
     head = data[:most // 2]

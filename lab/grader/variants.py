@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Grade the grader the other way round: programs that differ from the reference as lab/SPEC.md allows, none of which may lose a point.
+"""Grade the grader the other way round: programs that differ from the reference as lab/SPEC.md allows must not lose a point.
 
-    make variants                        each alone in the stages that it touches, then those of a group together in all stages
-    make variants ARGS=late_answers      some of them, by name, with what a student would read where they fail
-    make variants ARGS=--together        the groups alone, as in make check
-    make variants ARGS=--list            what there is
+    make variants                        each alone in the stages that it touches, then each group together in all stages
+    make variants ARGS=late_answers      some of them, by name, with what a student would read if they fail
+    make variants ARGS=--together        only the groups, as in make check
+    make variants ARGS=--list            list them
 
-A variant is the reference with other constants, other functions in the place of its own, or a few other words, in a folder of
-its own, and is graded as a submission is (gauntlet.py). Those of one group go together, and a group is one program too: it differs in
-all these ways at once. Group "careful" is late, small and patient; group "eager" asks often and remembers everything.
+A variant is the reference with other constants, with some functions replaced, or with a few other words, in its own folder,
+and is graded like a submission (gauntlet.py). The variants of a group are compatible, and are also graded as one program that
+differs in all these ways at once. Group "careful" is late, small and patient; group "eager" asks often and remembers everything.
 
-When one loses a point, either the test demands what no clause says, or the clause that allows the difference is
-missing: mend the test, or the page. Exit code: 0 all points, 1 something to mend, 2 wrong usage.
+When one loses a point, either the test demands something that no clause says, or the clause that allows the difference is
+missing: fix the test, or the page. Exit code: 0 all points; 1 something to fix; 2 wrong usage.
 
 Reading order: what a variant is - the variants - verdicts - all of them.
 """
@@ -29,24 +29,24 @@ import gauntlet  # noqa: E402
 from stages import STAGES  # noqa: E402
 
 ALL = tuple(stage.number for stage in STAGES)
-LIMIT = 1500      # seconds for all, and for each grading too: a right program has no time to lose; what was not graded by then has not passed
+LIMIT = 1500      # seconds for all, and for each grading too, so that no correct program runs out of time; a variant not graded by then fails
 WORKERS = 4       # tests at a time in each grading
 
 
 class Variant(typing.NamedTuple):
-    """One difference. `old` stands once in `program`, and `new` takes its place; without `old`, `new` follows all functions."""
+    """One difference. `old` occurs once in `program`, and `new` takes its place; without `old`, `new` is added after all functions."""
 
     name: str
-    group: str     # "careful" or "eager": those that can be in one program
+    group: str     # "careful" or "eager": variants that fit into one program
     program: str   # "peer.py" or "tracker.py"
-    stages: tuple  # those whose tests may notice
-    clauses: str   # that allow it; "free" is the section What is free
+    stages: tuple  # stages whose tests may notice
+    clauses: str   # clauses that allow it; "free" is the section What is free
     thought: str   # what its author had in mind
     new: str
     old: str = ""
 
 
-# How a message is written, for those who write it otherwise. send_message takes whatever has a SerializeToString.
+# How a message is written, for variants that write it differently. send_message takes any object with SerializeToString.
 
 WRITER = '''
 WRITES = {"reversed": False, "packed": True, "unknown": False}
@@ -174,7 +174,7 @@ def ask_tracker(self, request, wait=None):
 
 Peer.ask_tracker = ask_tracker
 '''),
-    # The tracker's lists, and what a peer tells of itself.
+    # The tracker's lists, and what a peer says about itself.
     Variant("lists_in_any_order", "careful", "tracker.py", (1, 2, 3, 6), "free", "A list has no order.", '''
 def addresses_for(self, sock, real=Tracker.addresses_for):
     import random

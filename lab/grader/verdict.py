@@ -1,15 +1,15 @@
-"""pytest for lab/grader/grade.py: collects the tests, and forks workers that run them one by one and tell how each of them ended.
+"""pytest for lab/grader/grade.py: collects the tests, and forks workers that run them one by one and report how each ended.
 
     python -m pytest -s -p verdict ...      with the descriptors GRADE_REPORTS and GRADE_FORKS
 
-What is told is one JSON object a line: {"collected": [...]} by the process that lab/grader/grade.py has started; then, for
-each two pipes that come through the socket GRADE_FORKS, it forks a worker. With them comes a pace, and the worker tells
-over the first pipe {"begin": id} and {"end": id, "outcome": ..., "failure": ...} for each test. Each number in the second
-pipe, of tokens, is the index of one test, and whichever worker reads it runs that test, so that none waits for another. A
-worker to which no pace comes finds it out, {"power": ..., "start": ..., "options": ...}, and runs no test. Workers share nothing else: -s,
-because pytest would keep what they print in one file, and a tmp_path of our own.
+Reports are JSON objects, one per line. The process that lab/grader/grade.py has started reports {"collected": [...]}; then it
+forks a worker for each pair of pipes that comes through the socket GRADE_FORKS. With the pipes comes a pace, and the worker
+reports {"begin": id} and {"end": id, "outcome": ..., "failure": ...} for each test over the first pipe. Each number in the
+second pipe, the tokens, is the index of one test; whichever worker reads it runs that test, so that none waits for another. A
+worker that gets no pace measures it, reports {"power": ..., "start": ..., "options": ...}, and runs no test. Workers share nothing else:
+hence -s, because pytest would keep what they print in one file, and a tmp_path of our own.
 
-The program under test gets no pipe: subprocess closes them.
+The program under test gets none of the pipes: subprocess closes them.
 """
 
 import json
@@ -41,10 +41,10 @@ THOROUGH = os.environ.pop("GRADE_THOROUGH", "") == "yes"
 OURS = os.environ.pop("GRADE_OURS", "") == "yes"
 PACE = json.loads(os.environ.pop("GRADE_PACE", "null"))  # pace.share()
 LAST_STAGE = 7
-TEST_SECONDS = 40       # seconds for one test, should its own waits not end it
-PROBE_SECONDS = 6       # seconds for the start of a program, when it is measured; one that takes longer is not waited for
-TICK = 0.05             # seconds between two looks at the clock
-FILE_LIMIT = 256 << 20  # bytes in one file; no test needs more than a tenth of it
+TEST_SECONDS = 40       # seconds for one test, in case its own waits do not end it
+PROBE_SECONDS = 6       # seconds for measuring the start of a program; nobody waits longer for it
+TICK = 0.05             # seconds between two readings of the clock
+FILE_LIMIT = 256 << 20  # bytes in one file; no test needs more than a tenth of this
 
 
 def tell(**line):
@@ -54,23 +54,23 @@ def tell(**line):
 
 
 def limit(what, value):
-    """Bound what this process and all that it starts may have, as far as that is allowed."""
+    """Limit one resource of this process and all that it starts, as far as that is allowed."""
     hard = resource.getrlimit(what)[1]
     resource.setrlimit(what, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def pytest_configure(config):
     if not OURS:
-        os.umask(0)  # a program that runs as another user writes into the folders that a test makes
+        os.umask(0)  # so that a program that runs as another user can write into a test's folders
         limit(resource.RLIMIT_FSIZE, FILE_LIMIT)
     limit(resource.RLIMIT_CORE, 0)
 
 
 @pytest.fixture
 def tmp_path():
-    """A folder that no other worker has: of two workers with one --basetemp the second removes what the first has put there.
+    """A folder for this worker alone: of two workers with the same --basetemp, the second would remove the files of the first.
 
-    Programs that run as another user can open it; its name is told only to these.
+    Programs that run as another user can open it, if they know its name.
     """
     path = pathlib.Path(tempfile.mkdtemp(prefix="test-"))
     if not OURS:
@@ -83,7 +83,7 @@ def clauses_of(item):
 
 
 def described(item):
-    """What the grader must know of a test before it runs."""
+    """What the grader must know about a test before it runs."""
     return {"id": id_of(item), "file": item.path.name, "name": item.name, "clauses": clauses_of(item),
             "takes": max((seconds for mark in item.iter_markers("takes") for seconds in mark.args), default=0),
             "hidden": bool(HIDDEN) and str(item.path).startswith(HIDDEN)}
@@ -107,7 +107,7 @@ def pytest_make_collect_report(collector):
 
 
 def id_of(item):
-    """A test's name in all that is told: pytest's own has no file for tests outside of this repository."""
+    """A test's name in all reports: pytest's own name gives no file for tests outside this repository."""
     return f"{item.path.name}::{item.name}"
 
 
@@ -124,13 +124,13 @@ def pytest_runtestloop(session):
                     forks.close()
                     begin(session.items, json.loads(told), *pipes)
                 finally:
-                    os._exit(0)  # the rest of pytest is for the process that has collected
+                    os._exit(0)  # only the collecting process runs the rest of pytest
             for pipe in pipes:
                 os.close(pipe)
 
 
 def begin(items, how, pipe, tokens):
-    """Be a worker, in a session of its own, and with its own orphans."""
+    """Be a worker, in a session of its own, and adopt its orphans."""
     global reports
     reports = pipe
     os.setsid()
@@ -144,7 +144,7 @@ def begin(items, how, pipe, tokens):
 
 
 def work(items, tokens):
-    """Run the tests whose numbers come, and tell of each."""
+    """Run the tests whose numbers come, and report each one."""
     while token := os.read(tokens, 4):
         item = items[struct.unpack("!I", token)[0]]
         if not item.get_closest_marker("timeout"):
@@ -160,7 +160,7 @@ def work(items, tokens):
 
 
 class Ticker:
-    """Looks at the clock, again and again: `late` seconds is the most by which it was late, as all processes of this machine then are."""
+    """Keeps reading the clock: `late` is the most seconds by which it woke up late, as all processes of this machine then do."""
 
     def __enter__(self):
         self.late, self.ended = 0.0, threading.Event()
@@ -179,11 +179,11 @@ class Ticker:
         self.thread.join()
 
 
-# How long the programs take to start, and whether they take options.
+# How long the programs take to start, and whether they accept options.
 
 
 def probe():
-    """{"start": seconds of the slower one of the two programs, "options": which of them do not take options that the tests append}."""
+    """{"start": seconds that the slower program takes, "options": those that the tests append and a program rejects}."""
     with tempfile.TemporaryDirectory() as folder:
         if not OURS:
             os.chmod(folder, 0o777)
@@ -196,7 +196,7 @@ def probe():
             seconds = seconds_of(run, file, [option])
             if seconds is None and (seconds := seconds_of(run, file, [])) is not None:
                 refused.append(f"{what} {option}")
-            took.append(seconds or 0)  # to one that does not start, patience is of no use
+            took.append(seconds or 0)  # patience does not help a program that does not start
         threads = [threading.Thread(target=start, args=args) for args in (("tracker", tracker_start, "--no-seed"), ("peer", peer_start, "--leave"))]
         for thread in threads:
             thread.start()
@@ -243,7 +243,7 @@ def eventually_joins(tracker, program):
         time.sleep(0.005)
 
 
-ending = {}  # test id -> how it ended so far
+ending = {}  # test id -> how it has ended so far
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -259,8 +259,8 @@ def pytest_runtest_makereport(item, call):
         now["late"] = now["late"] or now["failure"].pop("late")
 
 
-# A failure as facts. Expected and got are what a part of the harness has judged last, or the two sides of the comparison
-# that failed: a value that was part of an answer is shown as the whole answer, once as it came and once as it should be.
+# A failure as facts. Expected and got are what a part of the harness last judged, or the two sides of the comparison
+# that failed: for a value from an answer, the whole answer is shown, once as it came and once as it should be.
 
 
 compared = None  # (op, left, right, trace.clock) of the last comparison that failed
@@ -272,7 +272,7 @@ def pytest_assertrepr_compare(config, op, left, right):
 
 
 def failure(item, excinfo):
-    """What the report of a failed test says (what becomes of it: test_entry and report in lab/grader/grade.py)."""
+    """The facts for the report of a failed test; test_entry and report in lab/grader/grade.py use them."""
     steps = list(trace.steps)
     expected, got, kind, request, mark = sides(item, excinfo)
     got, sent = with_crash(got), request or trace.sent
@@ -290,15 +290,15 @@ def failure(item, excinfo):
 
 
 def stage_of(item):
-    """The stage of a test, by the name of its file; the last one, if it says none."""
+    """The stage of a test, from the name of its file; if the name has none, the last stage."""
     found = re.match(r"test_(\d)_", item.path.name)
     return int(found[1]) if found else LAST_STAGE
 
 
 def numbered(steps, mark):
-    """(the steps in words, those that repeat the one before as one; the number of the one that failed).
+    """(the steps in words, repeated ones merged; the number of the step that failed).
 
-    That is the step `mark`, the answer that was judged; without one, the last that the test itself did, or the last, if it only waited.
+    That is the step `mark`, the answer that was judged; without one, the test's own last step, or the last of all if it only waited.
     """
     words, times, at, marked = [], [], 0, None
     for step in steps:
@@ -325,19 +325,19 @@ def sides(item, excinfo):
         secret = bool(HIDDEN) and str(item.path).startswith(HIDDEN)
         dead = trace.ended()
         said = str(excinfo.value).splitlines()[0] if str(excinfo.value) else "it did not hold"
-        if trace.answer and not dead and said.startswith("assert "):  # a bare condition, most likely of the last answer
+        if trace.answer and not dead and said.startswith("assert "):  # a bare condition, most likely about the last answer
             return "what this test asserts" if secret else str(excinfo.traceback[-1].statement).strip()[:300], trace.answer[0], "response", *trace.answer[:0:-1]
         return ("what this test asserts" if secret else str(excinfo.traceback[-1].statement).strip()[:300],
                 dead or ("it did not hold" if secret else said[:300]), None, None, None)
     return TO_ITS_END, f"{excinfo.typename}" + ("" if HIDDEN else f": {str(excinfo.value)[:300]}"), None, None, None
 
 
-CLOSED = r"end of stream|(\w+: )?\[Errno \d+\] [\w ]+"  # what is seen of a crash from outside
-DYING = 0.5  # seconds that pass at the most between the end of a program's connections and its own
+CLOSED = r"end of stream|(\w+: )?\[Errno \d+\] [\w ]+"  # what a crash looks like from outside
+DYING = 0.5  # seconds, at most, between the end of a program's connections and its own end
 
 
 def with_crash(got):
-    """What came, in words, and the last line of the program if it was a bug: its connections may end a moment before."""
+    """What came, in words, and the last line of the program if it crashed; its connections may end a moment earlier."""
     if got and not isinstance(got, str) or not trace.programs:
         return got
     seen = re.split(r"(?:^|; )the \w+ under test ended with ", got or "")[0]
@@ -345,7 +345,7 @@ def with_crash(got):
     while time.monotonic() < give_up and not any(crashed(program) or raised(program) for program in trace.programs):
         time.sleep(0.01)
     for program in filter(crashed, trace.programs):
-        program.reader.join(DYING)  # until all of its output was read
+        program.reader.join(DYING)  # until all of its output has been read
     said = trace.ended() if any(map(crashed, trace.programs)) else "; ".join(filter(None, map(raised, trace.programs)))
     if not said or said.partition(": ")[2] in seen and seen:
         return got
@@ -353,20 +353,20 @@ def with_crash(got):
 
 
 def crashed(program):
-    """Whether a program has ended with an error that nobody caught, or with the exit code of a bug."""
+    """Whether a program has ended with an uncaught error, or with the exit code of a bug."""
     code = program.process.poll()
     return code is not None and code > 0 and code not in EXIT_CODES and not program.stopped
 
 
 def raised(program):
-    """The exception that a program which goes on has printed, as a thread of Python does that dies of it; "" if there is none."""
+    """The exception that a still running program has printed, as a dying Python thread does; "" if it has printed none."""
     before, found, after = program.output.rpartition("Traceback (most recent call last):\n")
     error = telling(after.splitlines()) if re.search(r"^\S.*\n", after, re.M) else ""
     return f"{program.what} printed: {error[:300]}" if found and error and program.process.poll() is None else ""
 
 
 def judged_here(excinfo):
-    """Whether the exception comes from the harness, which has judged."""
+    """Whether the exception comes from the harness, which has then judged."""
     return os.path.basename(str(excinfo.traceback[-1].path)) == "harness.py"
 
 
@@ -375,12 +375,12 @@ def last_statement(excinfo, *names):
 
 
 def of_comparison(op, left, right):
-    """sides() for the two sides of a comparison: of those that are part of an answer, the whole answer."""
+    """sides() for the two sides of a comparison; if they are part of an answer, the whole answer."""
     if op == "not in" and left == "Traceback":
         return "no traceback", trace.ended() or telling(str(right).splitlines()), None, None, None
-    if op in ("<", "<=") and isinstance(left, float):  # the tests compare nothing else so
+    if op in ("<", "<=") and isinstance(left, float):  # only times are compared like this
         return f"at most {right:g} s", f"{left:.2f} s", None, None, None
-    if op == "in" and isinstance(right, tuple):  # of what may be; else what should be there
+    if op == "in" and isinstance(right, tuple):  # one of several allowed values; otherwise, a value that should be there
         return f"one of {', '.join(map(in_words, right))}", in_words(left), None, None, None
     if op == "in":
         return f"{in_words(left)}, among others", in_words(right), None, None, None
@@ -402,10 +402,10 @@ def in_words(value):
 
 
 def as_frames(frame, left, right):
-    """(the frame that was expected, that came), if `left` is a part of the answer that came last; None if it is not."""
+    """(the expected frame, the frame that came), if `left` is part of the last answer; None if it is not."""
     try:
         answer = Response.FromString(frame[8:])
-    except Exception:  # no message
+    except Exception:  # not a message
         return None
     expected = instead_of_type(answer, left, right)
     if expected is None and isinstance(left, bytes) and isinstance(right, bytes) and left == answer.chunk:
@@ -419,7 +419,7 @@ def as_frames(frame, left, right):
 
 
 def instead_of_type(answer, left, right):
-    """The frame, or its beginning in words, of the type `right` ("ok", "bad NOT_HELD") that was expected; None if `left` is no type."""
+    """The expected frame, or its beginning in words, of the type `right` ("ok", "bad NOT_HELD"); None if `left` is not a type."""
     kind = answer.WhichOneof("type")
     if not kind or not isinstance(left, str) or left.split()[:1] != [kind] or not isinstance(right, str):
         return None
@@ -431,7 +431,7 @@ def instead_of_type(answer, left, right):
 
 
 def instead_of_list(answer, left, right):
-    """The answer's frame with the list `right` of chunk ids or of addresses in place of `left`; None if `left` is none of it."""
+    """The answer's frame with the list `right` of chunk ids or addresses instead of `left`; None if `left` is not such a list."""
     expected = copied(answer)
     if left == list(answer.chunks_query.chunk_ids) and all(isinstance(value, int) for value in right):
         expected.chunks_query.SetInParent()
@@ -455,7 +455,7 @@ FIRST_BYTES = {"bad": "12", "peer_list": "1a", "chunks_query": "22", "chunk": "2
 
 
 def replace(message, old, new):
-    """Put another value in the place of one that is in the message; whether there was one."""
+    """Replace a value in the message by another one; return whether it was found."""
     for field, value in message.ListFields():
         if field.message_type and not isinstance(value, (list, tuple)) and hasattr(value, "ListFields"):
             if replace(value, old, new):
@@ -480,7 +480,7 @@ def told(side, offset):
 
 
 def lines(expected, got, kind):
-    """Both as the lines of lab/tools/explain.py; none for words."""
+    """Both as lines of lab/tools/explain.py; words give none."""
     if kind and isinstance(expected, bytes) and isinstance(got, bytes):
         return explain.difference(expected, got, kind)[1]
     if kind and isinstance(got, bytes):
