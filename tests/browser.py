@@ -1,6 +1,6 @@
-"""A headless Chromium, spoken to over two pipes (the DevTools protocol): no driver, no package, no port.
+"""A headless Chromium, controlled over two pipes (the DevTools protocol), without driver, package or port.
 
-    with a Browser: open(url, width, height), evaluate(script), point(x, y), resize(...), theme("dark"); `console` is what it complained about
+    with a Browser: open(url, width, height), evaluate(script), point(x, y), resize(...), theme("dark"); `console` holds its complaints
 """
 
 import fcntl
@@ -15,7 +15,7 @@ import time
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PLACES = ("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome", "/Applications/Chromium.app/Contents/MacOS/Chromium")
-SECONDS = 30  # for an answer: the first may take long on a machine that is busy
+SECONDS = 30  # for an answer; the first may take long on a busy machine
 
 
 def chromium():
@@ -24,14 +24,14 @@ def chromium():
 
 
 def beyond_4(fd):
-    """The same as a descriptor above 4: 3 and 4 are to be replaced."""
+    """A duplicate with a number above 4, because 3 and 4 will be replaced."""
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD, 10)
     os.close(fd)
     return moved
 
 
 class Browser:
-    """One page in one process. Descriptor 3 is what it reads, 4 what it writes; each message is JSON and a zero byte."""
+    """One page in one process. It reads from descriptor 3 and writes to 4; each message is JSON and a zero byte."""
 
     def __init__(self):
         self.folder = tempfile.mkdtemp()
@@ -52,7 +52,7 @@ class Browser:
             self.ask(f"{domain}.enable")
 
     def ask(self, method, **parameters):
-        """The result of a command; what happens meanwhile is noted."""
+        """The result of a command; events that come meanwhile are noted."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters, **({"sessionId": self.session} if self.session else {})}
         os.write(self.out, json.dumps(message).encode() + b"\0")
@@ -105,7 +105,7 @@ class Browser:
         self.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def roles(self):
-        """{role: [names]} of what a screen reader is told."""
+        """{role: [names]} as a screen reader gets them."""
         found = {}
         for node in self.ask("Accessibility.getFullAXTree")["nodes"]:
             if not node["ignored"]:

@@ -1,6 +1,6 @@
-"""Checks that several test files make: each waits for something, or fails as a test would.
+"""Checks that several test files make: each waits for something, or fails like a test.
 
-They stand apart from harness.py because a failure here is a test's own (lab/grader/grade.py tells the two apart).
+They are not in harness.py because a failure here counts as the test's own (lab/grader/grade.py tells the two apart).
 """
 
 import os
@@ -32,9 +32,9 @@ LEASE_MS, PROOFS = 600, 4
 
 
 def proves_every_third(tracker, lease_ms=LEASE_MS):
-    """Wait until the time that usually is between two proofs is nearer to a third of the lease than to half of it.
+    """Wait until the usual time between two proofs is nearer to a third of the lease than to half of it.
 
-    The usual one is the median of five or more: a busy machine makes some longer, and the next ones shorter.
+    The usual time is the median of five or more: on a busy machine some are longer, and the next ones shorter.
     """
     lease = lease_ms / 1000
 
@@ -46,12 +46,12 @@ def proves_every_third(tracker, lease_ms=LEASE_MS):
 
 
 def most_in_a_second(times):
-    """The largest number of these times that lie within any one second."""
+    """The largest number of these times within any one second."""
     return max((sum(start <= at < start + 1 for at in times) for start in times), default=0)
 
 
 def asks_again_within_a_second(tracker):
-    """Wait until two requests for the list have come one after the other within about a second: a busy machine may hold up some."""
+    """Wait for two successive requests for the list within about a second; a busy machine may delay some."""
     def gaps():
         times = tracker.times("peer_list")
         return [after - before for before, after in zip(times, times[1:])]
@@ -62,9 +62,9 @@ def asks_again_within_a_second(tracker):
 
 
 def run_seconds(program):
-    """{thread: seconds that it has run, or was kept waiting for a core} of a program and all that runs in its session (Linux).
+    """{thread: seconds that it has run, or waited for a core} of a program and everything in its session (Linux).
 
-    A thread that computes all the time has all the time, however many others share the cores.
+    A thread that computes all the time gets the full time here, however many others share the cores.
     """
     found = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
@@ -81,7 +81,7 @@ def run_seconds(program):
 
 
 def waits_idly(program):
-    """Wait for half a second in which no thread of a program computes for a fifth of the time: it may have something to do at first."""
+    """Wait for half a second in which no thread of a program computes for a fifth of the time; at first it may be busy."""
     def idle():
         before, began = run_seconds(program), time.monotonic()
         time.sleep(0.5)
@@ -98,9 +98,9 @@ def ids(where, known=0):
 
 
 def event_written(path, kind, **fields):
-    """The first event of this kind with these fields, once a program has written it into its file of --events [CL-15].
+    """The first event of this kind with these fields, once a program has written it to its --events file [CL-15].
 
-    Only whole lines count; one that is no JSON object with a time is a failure at once.
+    Only whole lines count; a line that is not a JSON object with a time fails at once.
     """
     def found():
         lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []

@@ -1,10 +1,10 @@
-"""Fixtures: files, programs and fakes that end with their test, whatever happens in it.
+"""Fixtures: files, programs and fakes that end with their test, whatever happens in the test.
 
     spec("FC-1", ...)   the clauses of lab/SPEC.md that a test checks (test_spec.py keeps count)
     fault(12)           the row of lab/FAULTS.md that a test tries
-    takes(2)            about how many seconds a test waits for; the grader begins with the longest
-    ours                a test of our own programs only; set here for what imports them or runs them with other constants
-    slow, thorough      waits out a deadline of the SPEC: left out of make stage-N; and of make grade, unless THOROUGH=1
+    takes(2)            about how many seconds a test waits; the grader begins with the longest
+    ours                a test of our own programs only; set here for tests that import them or run them with other constants
+    slow, thorough      waits for a deadline of the SPEC: left out of make stage-N; thorough also of make grade, unless THOROUGH=1
     long                runs whole gradings or experiments: make check runs it, make test does not
 
 They are declared in pyproject.toml.
@@ -40,12 +40,12 @@ def imported(module):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Show in the report of a failed test what the programs under test have said."""
+    """Show the output of the programs under test in the report of a failed test."""
     report = (yield).get_result()
     if report.failed:
         for program in harness.trace.programs:
             if program.process.poll() is not None:
-                program.reader.join(1)  # until all of it was read
+                program.reader.join(1)  # until all of it has been read
             report.sections.append((f"output of {' '.join(map(str, program.process.args))}", program.output))
 
 
@@ -57,7 +57,7 @@ def nothing_left():
     yield
     harness.trace.programs = []
     if os.environ.get("GRADING") == "other":
-        harness.processes.end_all()  # what a program left behind is its own fault, not the next test's
+        harness.processes.end_all()  # what a program left behind must not count against the next test
     harness.eventually(lambda: set(threading.enumerate()) <= before, what="the end of all threads")
     if sys.platform == "linux":
         left = harness.processes.running()
@@ -75,7 +75,7 @@ def ending(request):
 
 @pytest.fixture
 def recording_alone():
-    """No other test on this machine runs lab/exchange.py meanwhile: its ports are fixed."""
+    """Keep other tests on this machine from running lab/exchange.py meanwhile, because its ports are fixed."""
     with open(os.path.join(tempfile.gettempdir(), f"p2p-recording-{os.getuid()}"), "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -106,7 +106,7 @@ def run_peer(ending):
 
 @pytest.fixture
 def run_patched(ending):
-    """run_patched(module, changes, arguments): ours with other constants; see harness.patched."""
+    """run_patched(module, changes, arguments): our program with other constants; see harness.patched."""
     return lambda *args, **kwargs: ending(harness.patched(*args, **kwargs))
 
 
@@ -133,7 +133,7 @@ def data(make_file):
 
 @pytest.fixture
 def start(data, fake_tracker, run_peer, tmp_path):
-    """start(neighbors): (the address of a peer under test that was told of these, OUT)."""
+    """start(neighbors): (the address of a peer under test whose tracker lists these, OUT)."""
     def run(*neighbors, complete=False):
         if complete:
             (tmp_path / "out.bin").write_bytes(data)
@@ -145,9 +145,9 @@ def start(data, fake_tracker, run_peer, tmp_path):
 
 @pytest.fixture
 def leeching(make_file, fake_tracker, run_peer, tmp_path):
-    """leeching(peers): (fake tracker that lists these, OUT, the bytes of the file) for a peer under test that has none.
+    """leeching(peers): (fake tracker that lists these, OUT, the bytes of the file) for a peer under test without chunks.
 
-    `more(address)` gives what the tracker lists besides, when it knows the address of the peer under test; `host` is the tracker's.
+    more(address) gives further addresses to list, from the address of the peer under test; `host` is the tracker's.
     """
     def run(peers=(), size=harness.CHUNK, more=lambda address: [], host="127.0.0.1", extra=()):
         _, data = make_file(size)
@@ -168,7 +168,7 @@ def here():
     return harness.outward_address() or pytest.skip("this machine has loopback addresses only")
 
 
-# A file of nine small chunks, a fake tracker and fake neighbors, each of which may have its fault.
+# A file of nine small chunks, a fake tracker and fake neighbors, each of which may be faulty.
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def neighbor(fake_peer, tracker):
 
 @pytest.fixture
 def gate():
-    """An event for fakes to wait for; it comes at the latest when the test ends."""
+    """An event for fakes to wait for; it is set when the test ends, if not before."""
     event = threading.Event()
     yield event
     event.set()

@@ -1,10 +1,10 @@
-"""What the tests speak with: a framing of their own, programs as processes, a fake tracker, a fake peer.
+"""The tools of the tests: a framing of their own, programs as processes, a fake tracker, a fake peer.
 
 Nothing here imports tracker.py or peer.py, so that the same tests can grade any other program. The
 commands that start the two programs under test come from the variables TRACKER and PEER, with
 {file} {port} {expire} and {tracker} {out} to be filled in.
 
-What they do they also tell to `trace` (lab/grader/steps.py): from that a failure report is made, so that a test need not say what it does.
+Everything done here is also noted in `trace` (lab/grader/steps.py), from which failure reports are made, so that tests need not say what they do.
 
 Reading order: patience - frames - bytes and digests - Program, Terminal - FakeServer, FakeTracker, FakePeer.
 """
@@ -30,7 +30,7 @@ import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path += [os.path.join(ROOT, "lab", *folder) for folder in ([], ["grader"], ["tools"])]  # for what the tests tell the grader, and for what they test
+sys.path += [os.path.join(ROOT, "lab", *folder) for folder in ([], ["grader"], ["tools"])]  # for the tests' reports to the grader, and for what they test
 
 from google.protobuf.message import DecodeError  # noqa: E402  (after the path)
 
@@ -42,34 +42,34 @@ from steps import exit_words, telling, trace  # noqa: E402
 TRACKER = os.environ.get("TRACKER") or f"{shlex.quote(sys.executable)} tracker.py {{file}} --port {{port}} --expire {{expire}}"
 PEER = os.environ.get("PEER") or f"{shlex.quote(sys.executable)} peer.py {{tracker}} {{out}}"
 PROGRAMS = os.environ.get("PROGRAMS") or ROOT  # the folder in which they are started
-OWN_ENVIRONMENT = ("PYTHONPATH", "PYTHONUNBUFFERED", "TRACKER", "PEER", "PROGRAMS", "GRADING")  # what the tests are told, and no program is
+OWN_ENVIRONMENT = ("PYTHONPATH", "PYTHONUNBUFFERED", "TRACKER", "PEER", "PROGRAMS", "GRADING")  # for the tests; kept from the programs
 CHUNK = 262_144  # bytes: the default chunk size of SPEC.md
-SECONDS = 10     # for anything that is expected to happen; a test that waits for so long has failed
-IMPATIENT = 3    # seconds for the same, when a program that is graded has let two waits run out
+SECONDS = 10     # for anything that is expected to happen; a test that waits this long has failed
+IMPATIENT = 3    # seconds instead, once a graded program has let two waits run out
 OUTPUT = 1 << 20  # bytes of a program's output that are kept
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell started these tests in the background, and the programs would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Patience. What does not come has failed after SECONDS; many such waits would use up the time of a whole grading.
+# Patience. A wait fails after SECONDS; many failed waits would use up the time of a whole grading.
 
 pace = Pace()  # of this machine and of the programs under test, as the grader has measured it
 
 
 def patience(seconds, starts=False):
-    """How long to wait for what is expected within so many seconds, on a machine as slow as this one; `starts`: a program may start in this time.
+    """How long to wait, on a machine as slow as this one, for what is expected within `seconds`; `starts`: a program may start in this time.
 
-    A wait that is shorter than SECONDS stays below them: what it is for comes before the 10 s of WF-9 and FC-11.
+    A wait shorter than SECONDS stays so, because the expected event comes before the 10 s of WF-9 and FC-11.
     """
     longer = seconds * pace.factor() + (pace.starting() if starts else 0)
-    if trace.ran_out >= 2 and seconds <= SECONDS and os.environ.get("GRADING") == "other":  # a longer wait is for what needs it
+    if trace.ran_out >= 2 and seconds <= SECONDS and os.environ.get("GRADING") == "other":  # a longer wait has its reason
         longer = min(longer, IMPATIENT * pace.factor() + (pace.starting() if starts else 0))
     return longer if not 1 < seconds < SECONDS else min(longer, 0.95 * SECONDS)
 
 
 def gave_up(expected, got=None, kind=None, request=None):
-    """Note that a wait has run out; the AssertionError to raise."""
+    """Note that a wait has run out; return the AssertionError to raise."""
     trace.ran_out += 1
     step = trace.step(f"waited in vain for {expected.partition(', within ')[0]}")
     bytes_came = trace.partial
@@ -80,7 +80,7 @@ def gave_up(expected, got=None, kind=None, request=None):
     return AssertionError(f"expected {expected}, got {words if got is None or isinstance(got, bytes) else got}")
 
 
-# Frames. Deliberately another code than that of the programs under test.
+# Frames. Deliberately not the code of the programs under test.
 
 
 class Wire(socket.socket):
@@ -100,9 +100,9 @@ class Wire(socket.socket):
         wire.kind, wire.came = kind, bytearray()
         return wire
 
-    waits = False  # whether a frame has begun and is not whole
-    told = None    # (frame, "request") that was sent last, if the program under test answers here
-    who = ""       # whom it was made to, in words
+    waits = False  # whether a frame has begun but is not whole
+    told = None    # (frame, "request") sent last, if the program under test answers here
+    who = ""       # name of the other side
 
     def sendall(self, data, *flags):
         if self.kind == "response":
@@ -170,7 +170,7 @@ def receive_body(sock):
 
 
 def look_further(sock):
-    """What else has come with a length that cannot be: it shows what was meant."""
+    """Read what follows an impossible length, to show what was meant."""
     sock.settimeout(0.2)
     try:
         while len(sock.came) < 1000 and sock.recv(1000):
@@ -180,7 +180,7 @@ def look_further(sock):
 
 
 def not_whole(sock, error):
-    """Note what came of a frame that is not whole, and why no more did."""
+    """Note what has come of an incomplete frame, and why no more came."""
     came = bytes(sock.came)
     why = {EOFError: "end of stream", TimeoutError: "nothing more, until the wait was over"}.get(type(error), str(error))
     if sock.kind == "request":
@@ -201,10 +201,10 @@ ASKED_OF = {"the tracker under test": ("join", "active_proof", "peer_list"), "th
 
 
 def answer_to_the_last(sock):
-    """What the request that was sent here last is to be answered: bytes where they are fixed, or words."""
+    """The expected answer to the last request sent here: bytes if they are fixed, otherwise words."""
     try:
         request = Request.FromString(sock.told[0][8:])
-    except Exception:  # it was no request, or none was sent
+    except Exception:  # it was not a request, or none was sent
         return "an answer"
     kind = request.WhichOneof("type")
     if kind and kind not in ASKED_OF.get(sock.who, kind):
@@ -254,14 +254,14 @@ def ask(where, request):
 
 
 def ask_all(where, requests, connections=25):
-    """The answers to many requests, in their order, over several connections at once: a server may take its time over each."""
+    """The answers to many requests, in order, over several connections at once, because a server may be slow with each."""
     shares = [requests[at::connections] for at in range(connections)]
     socks = [connect(where) for share in shares if share]
     answers = [None] * len(requests)
     try:
         for sock, share in zip(socks, shares):
             sock.sendall(b"".join(map(framed, share)))
-        for number in range(len(requests)):  # in turn: who is not read from gives up in the end
+        for number in range(len(requests)):  # in turn: a server that nobody reads from gives up
             answers[number] = receive(socks[number % connections])
     finally:
         for sock in socks:
@@ -270,7 +270,7 @@ def ask_all(where, requests, connections=25):
 
 
 def is_closed(sock, seconds=SECONDS):
-    """Whether the other side closes the connection within so many seconds, having sent nothing more."""
+    """Whether the other side closes the connection within `seconds`, without sending anything more."""
     before = sock.gettimeout()
     sock.settimeout(patience(seconds))
     try:
@@ -316,9 +316,9 @@ def fetch_chunk(chunk_id, busy_ok=False):
 
 
 def listed(answer):
-    """The addresses in a peer list whose port is below 10,000, sorted: those that a test announced.
+    """The addresses in a peer list with a port below 10,000, sorted: those that a test announced.
 
-    The tracker's own seeder, if it has one, is among the others: it listens where the system chose.
+    The tracker's own seeder, if it has one, is not among them: the system chose its port.
     """
     trace.judge("a peer list", framed(answer), "response", trace.answer and trace.answer[2])
     assert answer.WhichOneof("type") == "peer_list", f"expected a peer list, got {answer}"
@@ -326,7 +326,7 @@ def listed(answer):
 
 
 def live(where):
-    """The addresses that a tracker lists, as listed() has them, by its answer to a Join; port 9 is announced for it, and left out."""
+    """The addresses in a tracker's answer to a Join, as from listed(); the port 9 announced for this is left out."""
     return [address for address in listed(ask(where, join("127.0.0.1:9"))) if not address.endswith(":9")]
 
 
@@ -337,7 +337,7 @@ def silent(request, sock):
 
 
 def is_refused(answer, code):
-    """Whether the answer is `Bad` with this code; a reason is free."""
+    """Whether the answer is `Bad` with this code; the reason may be anything."""
     right = answer.WhichOneof("type") == "bad" and answer.bad.code == code
     wanted = Response(bad=Response.Bad(code=code, reason=answer.bad.reason or "why"))
     got, _, request = trace.answer if trace.answer and trace.answer[0][8:] == answer.SerializeToString() else (framed(answer), 0, None)
@@ -352,12 +352,12 @@ def first(fault, then):
 
 
 def after(event, then):
-    """For FakeServer.answers: `then`, once the event has come."""
+    """For FakeServer.answers: `then`, once the event is set."""
     return lambda request, sock: event.wait(SECONDS) and then(request, sock)
 
 
 def never(request, sock):
-    """For FakeServer.answers: no answer, and closed when the other side sends more or gives up."""
+    """For FakeServer.answers: no answer; the connection closes when the other side sends more or gives up."""
     sock.recv(1)
 
 
@@ -366,7 +366,7 @@ def bad(code):
 
 
 def busy_until(event, fake):
-    """For FakeServer.answers: BUSY until the event, and honest then. Who did not say busy_ok waits for its turn."""
+    """For FakeServer.answers: BUSY until the event, then honest. A peer that did not set busy_ok waits for its turn."""
     def answer(request, sock):
         if request.busy_ok and not event.is_set():
             return bad(BUSY)
@@ -375,20 +375,20 @@ def busy_until(event, fake):
 
 
 def two_of_three_refused(fake):
-    """For FakeServer.answers: of each three answers two refuse what was listed, also over two connections: the second waits for the first."""
+    """For FakeServer.answers: two of every three answers refuse what was listed, even over two connections, of which the second waits for the first."""
     lock, seen = threading.Lock(), []
 
     def answer(request, sock):
         with lock:
             if seen and seen[-1] is not sock:
-                time.sleep(0.05)  # until the last answer was taken
+                time.sleep(0.05)  # until the last answer has been read
             seen.append(sock)
             return fake.on_fetch_chunk(request, sock) if len(seen) % 3 == 0 else bad(NOT_HELD)
     return answer
 
 
 def says_busy_ok(fake):
-    """Whether the program under test allows this fake to say BUSY."""
+    """Whether the program under test lets this fake say BUSY."""
     return any(request.fetch_chunk.busy_ok for _, name, request in fake.requests if name == "fetch_chunk")
 
 
@@ -398,7 +398,7 @@ def held(address):
 
 
 def bytes_left(sock, most=16 << 20):
-    """How many bytes still come: so many, or until the other side closes the connection."""
+    """How many bytes still come, up to `most` or until the other side closes the connection."""
     count = 0
     try:
         while count < most and (more := len(sock.recv(1 << 20))):
@@ -433,7 +433,7 @@ def content_id(file):
 
 
 def spoilt_description(**changes):
-    """A description of four chunks in which these fields are others, or what a function makes of it."""
+    """A description of four chunks with these fields replaced, or as a function changes it."""
     file = describe(some_bytes(3 * CHUNK + 1000))
     for field, value in changes.items():
         setattr(file, field, value(file) if callable(value) else value)
@@ -456,7 +456,7 @@ def events_in(path, *kinds):
 
 
 def eventually(condition, seconds=SECONDS, what="the condition"):
-    """The first true value of condition(); for what can only be polled, such as a file or a peer list."""
+    """Poll until condition() is true; return its value. For what cannot be awaited, such as a file or a peer list."""
     wait, before = patience(seconds, starts=True), trace.answer
     give_up = time.monotonic() + wait
     began = trace.count
@@ -474,7 +474,7 @@ def eventually(condition, seconds=SECONDS, what="the condition"):
 
 
 def timely(attempt, seconds):
-    """What attempt() returns when it has taken less than so many seconds, made again until then: a busy machine may hold up any."""
+    """Repeat attempt() until it takes less than `seconds`, because a busy machine may hold up any; return its result."""
     for _ in range(10):
         began = time.monotonic()
         result = attempt()
@@ -483,16 +483,16 @@ def timely(attempt, seconds):
     return result
 
 
-EXIT_CODES = {0, 2, 3, 4, 5, 6, 7, 8, 9, 130, 143}  # of SPEC.md, but for 70, a bug
+EXIT_CODES = {0, 2, 3, 4, 5, 6, 7, 8, 9, 130, 143}  # of SPEC.md, except for 70, a bug
 
 
 def nothing_can_come(since={}):
-    """Whether a wait is in vain: a program has crashed, or every one that the test started has ended, for a second now.
+    """Whether a wait is in vain: a program has crashed, or all that the test started ended a second ago.
 
-    A time in which nobody looked counts little: this process may have been held up, with all its threads.
+    Time in which nobody looked counts little, because this process may have been held up with all its threads.
     """
     codes = [program.process.poll() for program in trace.programs if not program.stopped]
-    if any(code is not None and code > 0 and code not in EXIT_CODES for code in codes):  # those of signals are below 0
+    if any(code is not None and code > 0 and code not in EXIT_CODES for code in codes):  # after a signal it is below 0
         return True
     if not codes or None in codes:
         since.clear()
@@ -512,7 +512,7 @@ def program_environment():
 
 
 def started(command, what, **options):
-    """The process that a command starts, with pipes for what it prints; it runs in the folder of the programs, and is told nothing of the tests."""
+    """Start a command, with pipes for its output, in the folder of the programs; its environment says nothing about the tests."""
     trace.step(f"started {what}: {' '.join(os.path.basename(str(word)) for word in command)[:100]}")
     options.setdefault("env", program_environment())
     try:
@@ -523,7 +523,7 @@ def started(command, what, **options):
 
 
 def first_line(path):
-    """What a script's first line asks for, in words; "" if it is none."""
+    """What a script's first line asks for, in words; "" if it is not a script."""
     try:
         with open(shutil.which(path, path=f"{PROGRAMS}:{os.environ.get('PATH', '')}") or path, "rb") as file:
             line = file.readline(200)
@@ -533,7 +533,7 @@ def first_line(path):
 
 
 def texts_of(pipe):
-    """What a program prints, piece by piece: its beginning, OUTPUT bytes. The rest is read, slowly, and thrown away: it may print without end."""
+    """What a program prints, piece by piece, up to OUTPUT bytes. The rest is read slowly and thrown away, because it may print without end."""
     kept, decoder = 0, None
     for data in iter(lambda: pipe.read(1 << 16), b""):
         if kept > OUTPUT:
@@ -545,24 +545,24 @@ def texts_of(pipe):
 
 
 def encoding_of(data):
-    """UTF-8, unless the first bytes are those of UTF-16, which some runtimes write: with its mark, or as ASCII."""
+    """UTF-8, unless the first bytes are UTF-16, which some runtimes write, with a byte order mark or as plain ASCII text."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16"
     return {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get((data[:1] == b"\0", data[1:2] == b"\0") if data[2:4].count(0) == 1 else None, "utf-8")
 
 
 def read_to_the_end(*readers):
-    """Wait for the threads that read what a program printed; it has ended."""
+    """Wait for the threads that read the output of a program that has ended."""
     for reader in readers:
         reader.join(1)
-    if any(reader.is_alive() for reader in readers):  # somebody else holds the pipe
+    if any(reader.is_alive() for reader in readers):  # another process holds the pipe
         processes.end_all([program.pid for program in trace.programs])
     for reader in readers:
         reader.join()
 
 
 class Program:
-    """A process whose output is read as it comes. Ends with the test (see conftest.py). `what` it is called in a report."""
+    """A process whose output is read as it comes. Ends with the test (see conftest.py). Reports call it `what`."""
 
     def __init__(self, command, what="the program under test", **options):
         self.what = what
@@ -577,7 +577,7 @@ class Program:
         self.reader.start()
 
     def read(self):
-        """Read all that is said."""
+        """Read all of the output."""
         for text in texts_of(self.process.stdout):
             with self.grown:
                 self.output += text
@@ -591,8 +591,8 @@ class Program:
         return "\n".join(self.output.splitlines()[-12:])[-2000:]
 
     def wait_for(self, pattern, seconds=SECONDS):
-        """The match of a line of the output; fails with the output if it does not come."""
-        whole = pattern if not pattern.endswith("$") else pattern[:-1] + r"(?=\r?\n)"  # a line may have come in part
+        """Wait for a line of the output that matches; return the match. If none comes, the failure shows the output."""
+        whole = pattern if not pattern.endswith("$") else pattern[:-1] + r"(?=\r?\n)"  # only a part of the line may have come
         with self.grown:
             self.grown.wait_for(lambda: re.search(whole, self.output, re.M) or self.all_read, patience(seconds, starts=True))
             match = re.search(whole, self.output, re.M) or self.all_read and re.search(pattern, self.output, re.M)
@@ -604,14 +604,14 @@ class Program:
         return match
 
     def ending(self):
-        """Wait for the end of a program that has closed its output, which comes a moment later."""
+        """Wait for the end of a program that has closed its output and ends a moment later."""
         try:
             self.process.wait(1)
         except subprocess.TimeoutExpired:
             pass
 
     def wait(self, seconds=SECONDS):
-        """The exit code, once it has ended and all of its output was read."""
+        """The exit code, once it has ended and all of its output has been read."""
         try:
             code = self.process.wait(patience(seconds, starts=True))
         except subprocess.TimeoutExpired:
@@ -641,7 +641,7 @@ class Program:
         return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(self.pid)])) * 1024
 
     def stop(self):
-        """End the process and whatever it started: what has left its group, when the test ends (conftest.py)."""
+        """End the process and its group; what has left the group ends with the test (conftest.py)."""
         self.stopped = self.process.poll() is None
         try:
             os.killpg(self.pid, signal.SIGKILL)
@@ -666,14 +666,14 @@ class Terminal:
         fcntl.ioctl(self.here, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
 
     def read(self, pattern=None, seconds=SECONDS):
-        """What came since the last time, up to where it matches, or to the end."""
+        """What came since the last call, up to a match of the pattern, or to the end."""
         came, until = "", time.monotonic() + seconds
         while pattern is None or not re.search(pattern, came, re.M):
             if not select.select([self.here], [], [], max(0, until - time.monotonic()))[0]:
                 raise gave_up(f"{pattern or 'the end'} on the terminal", came[-2000:])
             try:
                 more = os.read(self.here, 1 << 16)
-            except OSError:  # some systems tell the end by an error
+            except OSError:  # some systems report the end as an error
                 more = b""
             if not more:
                 assert pattern is None, f"expected {pattern!r}, got {came!r}"
@@ -704,7 +704,7 @@ def peer_command(tracker, out, *extra):
 
 
 def finished(arguments, **options):
-    """The process that these arguments start, once it has ended: returncode, stdout, stderr."""
+    """Run these arguments as a process; once it has ended, return it: returncode, stdout, stderr."""
     what, said = "the program under test", {}
     process = started(arguments, what, stderr=subprocess.PIPE, **options)
     readers = [threading.Thread(target=lambda pipe=pipe: said.update({pipe: "".join(texts_of(pipe))})) for pipe in (process.stdout, process.stderr)]
@@ -725,7 +725,7 @@ def finished(arguments, **options):
 
 
 def one_line(process, code):
-    """Check that a finished process ended with this code and said one line on stderr; returns the line."""
+    """Check that a finished process ended with this code and wrote one line to stderr; returns the line."""
     lines = process.stderr.splitlines()
     if (process.returncode, len(lines)) == (code, 1) and "Traceback" not in process.stderr:
         return process.stderr
@@ -756,10 +756,10 @@ def start_peer(tracker, out, extra=()):
 
 
 def outward_address():
-    """An IPv4 address of this machine that is not loopback; None if it has none."""
+    """A non-loopback IPv4 address of this machine, or None."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: it asks which address would be used
+            probe.connect(("192.0.2.1", 9))  # sends nothing, but shows which address would be used
         except OSError:
             return None
         address = probe.getsockname()[0]
@@ -767,9 +767,9 @@ def outward_address():
 
 
 def kept(port):
-    """A socket, to be closed, that keeps a port for a program that is to listen there again: the system gives it to nobody else meanwhile.
+    """A socket, for the caller to close, that reserves a port for a program that will listen there again, so that nobody else gets it.
 
-    Nobody listens at it, and a program that reuses addresses, as ours do, can.
+    It does not listen itself, so a program that reuses addresses, as ours do, can listen.
     """
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -778,7 +778,7 @@ def kept(port):
 
 
 def patched(module, changes, arguments):
-    """A Program that is ours, run with other constants: `changes` is Python, such as "peer.FRAME_SECONDS = 0.5"."""
+    """One of our programs, as a Program with other constants: `changes` is Python, such as "peer.FRAME_SECONDS = 0.5"."""
     code = f"import sys, peer, tracker, time\n{changes}\nsys.argv = {['x', *map(str, arguments)]!r}\n"
     code += f"peer.run_to_exit('{module}.py', {module}.run)\n"
     return Program([sys.executable, "-c", code], f"our {module} with other constants")
@@ -806,7 +806,7 @@ class FakeServer:
         trace.names[self.port] = self.name
         self.answers = {}
         self.requests = []
-        self.connections = []   # every one that was accepted, in order
+        self.connections = []   # all that were accepted, in order
         self.changed = threading.Condition()
         self.stopped = False
         self.one_request_per_connection = False
@@ -852,7 +852,7 @@ class FakeServer:
                 sock.close()
 
     def next_request(self, sock):
-        """The next request; what is none is noted, for the report."""
+        """The next request; anything else is noted for the report."""
         body = receive_body(sock)
         try:
             return Request.FromString(body)
@@ -879,7 +879,7 @@ class FakeServer:
         return getattr(found()[-1], name)
 
     def missed(self, name, count, seconds, came):
-        """The AssertionError for requests that did not come; a request that was begun shows what is wrong with it."""
+        """The AssertionError for requests that did not come; the beginning of a request shows what is wrong with it."""
         begun = next((bytes(sock.came) for sock in self.connections if sock.waits and sock.came), None)
         if begun and not trace.partial:
             trace.partial = begun, "request"
@@ -894,7 +894,7 @@ class FakeServer:
             return [at for at, got, _ in self.requests if got == name]
 
     def hang_up(self):
-        """End every connection, as a program does that is started anew on its port."""
+        """End every connection, like a program that restarts on the same port."""
         for sock in list(self.connections):
             try:
                 sock.shutdown(socket.SHUT_RDWR)
@@ -902,7 +902,7 @@ class FakeServer:
                 pass
 
     def cut(self):
-        """Close the port and every connection, as the end of a program does."""
+        """Close the port and every connection, as when a program ends."""
         for sock in [self.listener, *self.connections]:
             try:
                 sock.shutdown(socket.SHUT_RDWR)
@@ -918,7 +918,7 @@ class FakeServer:
 
 
 class FakeTracker(FakeServer):
-    """A tracker that lists what the test puts into `peers`, and whoever joins."""
+    """A tracker that lists the test's `peers` and whoever joins."""
 
     role = "the fake tracker"
 
@@ -949,7 +949,7 @@ class FakeTracker(FakeServer):
 
 
 class FakePeer(FakeServer):
-    """A peer that holds the chunks of `data` with the given indexes: all of them, if none are given."""
+    """A peer that holds the chunks of `data` with the given indexes, or all of them."""
 
     role = "a fake peer"
 

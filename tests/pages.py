@@ -1,6 +1,6 @@
 """Reading the project's pages (SPEC.md, the notes of the lab, the page for instructors, the Makefile), and the marks of its tests.
 
-Tests are read with ast, so that it does not matter which of them are selected. A note is a page with sections and blocks; test_notes.py says how a note is checked.
+Tests are read with ast, whichever of them are selected. A note is a page with sections and blocks; test_notes.py says how notes are checked.
 """
 
 import ast
@@ -43,7 +43,7 @@ NOTES = [note(stage.note) for stage in STAGES]
 
 
 def plain(text):
-    """Markdown without links' targets and tags."""
+    """Markdown without link targets and tags."""
     return html.unescape(re.sub(r"</?\w+>", " ", re.sub(r"\]\([^)]*\)", "]", text)))
 
 
@@ -52,12 +52,12 @@ def words(text):
 
 
 def estimate(page):
-    """What the top of a note says that it takes."""
+    """The time that a note takes, according to its head."""
     return re.search(r"\*\*About (\d+ (?:minutes|hours))\*\*", page.head)[1]
 
 
 def clause_errors(page):
-    """Clauses that are not in SPEC.md, and quotations that are not literal. A quotation may leave words out: …"""
+    """Clauses that are not in SPEC.md, and quotations that are not literal. A quotation may leave out words, marked by …"""
     errors = [f"{name} is no clause" for name in re.findall(r"\b([A-Z]{2}-\d+)\b", page.text) if name not in CLAUSES and name != "UTF-8"]
     for name, quoted in re.findall(r"\*\*([A-Z]{2}-\d+)\*\* “(.+?)”", page.prose, re.S):
         pieces = [re.sub(r"\s+", " ", piece).strip() for piece in quoted.split("…")]
@@ -68,7 +68,7 @@ def clause_errors(page):
 
 
 def anchors(path):
-    """The anchors that GitHub makes of a page's headings."""
+    """The anchors that GitHub makes from a page's headings."""
     headings = re.findall(r"^#+ (.+)$", pathlib.Path(path).read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -84,7 +84,7 @@ def link_errors(page):
 
 
 def is_command(span):
-    """Whether it is a target of the Makefile, with variables that it knows."""
+    """Whether this is a target of the Makefile, with variables that the Makefile knows."""
     match = re.fullmatch(r"make ([a-z]+)(-[0-7])?(?: ([A-Z]+)=\S+)?", span)
     return bool(match) and re.search(rf"^{match[1]}{'-%' if match[2] else ''}:", MAKEFILE, re.M) is not None and \
         (match[3] is None or f"$({match[3]})" in MAKEFILE or f'"$${match[3]}"' in MAKEFILE)
@@ -101,7 +101,7 @@ def marks(function):
 
 
 def functions_of(source):
-    """The test functions of a source, also those in classes."""
+    """The test functions of a source, including those in classes."""
     return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
 
 

@@ -2,15 +2,15 @@
 """All tests, one pytest for each file, several files at a time.
 
     make test        python tests/run.py             without those marked long
-    make check       python tests/run.py --all       with them, and make runs the gauntlet before
+    make check       python tests/run.py --all       with them; make runs the gauntlet first
 
-Most tests wait for something most of the time, so several files at a time take a fraction of the time. Long tests run
-whole gradings and experiments, which use all cores themselves: they come after the others, two files at a time. Every file
-is a process of its own: what one leaves behind, none of the others sees.
+Most tests spend their time waiting, so it pays to run several files at a time. Long tests run whole gradings and
+experiments, which use all cores themselves: they come after the others, two files at a time. Every file is a
+process of its own, so that no file sees what another one leaves behind.
 
-Each file is one line, with its seconds; of one with failures, all that pytest says. At the end stand the slowest files,
-what was skipped and why, and the totals alone on a line. --require WORDS: a test that was skipped for a reason with one
-of these words (a regular expression) counts as failed; .ci/run says so of what it has installed. Exit code 0: all passed.
+Each file gives one line, with its seconds, or everything pytest says if it has failures. At the end come the slowest files,
+what was skipped and why, and the totals on a line of their own. --require WORDS: a test skipped for a reason with one
+of these words (a regular expression) counts as failed; .ci/run names what it has installed. Exit code 0: all passed.
 """
 
 import argparse
@@ -27,22 +27,22 @@ sys.path.insert(1, os.path.join(os.path.dirname(TESTS), "lab", "grader"))
 import pace  # noqa: E402  (after the path)
 
 FIRST = ["test_grade.py", "test_starter.py", "test_faults_network.py", "test_faults_system.py", "test_command_line.py", "test_tools.py",
-         "test_simulate.py", "test_6_fetching.py", "test_7_faults.py", "test_notes.py"]  # the slowest: what begins last should be short
+         "test_simulate.py", "test_6_fetching.py", "test_7_faults.py", "test_notes.py"]  # the slowest, so that short files begin last
 AT_A_TIME = 2 * (os.cpu_count() or 1) + 1  # files
-LONG_ALONE = ["test_samples.py"]  # how soon a grading ends is among its tests
+LONG_ALONE = ["test_samples.py"]  # it tests how soon a grading ends
 LONG_FIRST = ["test_starter.py", "test_notes.py"]
-LONG_AT_A_TIME = 2  # files with long tests: one waits while the other computes; more would cost a grading marks
-SLOWEST = 8  # files that are named at the end
+LONG_AT_A_TIME = 2  # files with long tests: one waits while the other computes; with more, a grading would lose marks
+SLOWEST = 8  # files named at the end
 
 
 class Results:
-    """What the files' runs came to."""
+    """The results of all files' runs."""
 
     def __init__(self, require):
         self.require = require
         self.lock = threading.Lock()
         self.counts = {"passed": 0, "failed": 0, "skipped": 0}
-        self.seconds = {}   # file -> seconds, of both its runs
+        self.seconds = {}   # file -> seconds of both its runs
         self.skipped = []   # (file, reason)
 
     def add(self, name, seconds, ended):
@@ -52,8 +52,8 @@ class Results:
         reasons = re.findall(r"^SKIPPED \[(\d+)\] [^:]+:\d+: (.*)$", ended.stdout, re.M)
         missed = sum(int(count) for count, reason in reasons if self.require and re.search(self.require, reason))
         failed = found.get("failed", 0) + found.get("error", 0)
-        if ended.returncode not in (0, 5) or ended.returncode == 5 and not found.get("deselected"):  # 5: none was selected
-            failed = failed or 1  # it ended before it could count
+        if ended.returncode not in (0, 5) or ended.returncode == 5 and not found.get("deselected"):  # 5 means that no test was selected
+            failed = failed or 1  # pytest ended before it could count
         told = ", ".join(f"{found[what]} {what}" for what in ("passed", "failed", "error", "skipped") if found.get(what))
         with self.lock:
             self.seconds[name] = self.seconds.get(name, 0) + seconds
@@ -78,7 +78,7 @@ class Results:
 
 
 def run(names, marks, results):
-    """Take files from the list until none is left."""
+    """Run files from the list until none is left."""
     while True:
         with results.lock:
             if not names:
@@ -91,7 +91,7 @@ def run(names, marks, results):
 
 
 def run_all(names, marks, at_a_time, results):
-    """Run the tests of these files that have or have not a mark, several files at a time."""
+    """Run the tests of these files with, or without, a mark, several files at a time."""
     left = list(dict.fromkeys(names))
     workers = [threading.Thread(target=run, args=(left, marks, results)) for _ in range(at_a_time)]
     for worker in workers:

@@ -1,7 +1,7 @@
 """Tests of the wire that stages 0, 3 and 5 run, each on a server of its own: framing, connections, nonsense (SPEC.md, clauses WF).
 
-A file that runs them says `from wire_tests import *`, which brings the tests, and has a fixture `server`, a Server.
-What else it needs it imports by name.
+A file that runs them says `from wire_tests import *`, which imports only the tests, and has a fixture `server`, a Server.
+It imports everything else by name.
 """
 
 import random
@@ -15,12 +15,12 @@ from google.protobuf.descriptor import FieldDescriptor
 import messages_pb2 as pb
 from harness import CHUNK, ask, chunks_query, connect, fetch_chunk, framed, is_closed, is_refused, patience, receive, some_bytes
 
-FOREIGN = [chunks_query(), fetch_chunk(CHUNK)]  # requests that no tracker answers but with Bad
+FOREIGN = [chunks_query(), fetch_chunk(CHUNK)]  # requests that a tracker answers only with Bad
 UNKNOWN_FIELD = bytes.fromhex("9a 06 03 61 62 63  98 06 96 01  99 06 01 02 03 04 05 06 07 08  9d 06 01 02 03 04")  # field 99, of wire types 2, 0, 1 and 5
 
 
 def kind_of(answer):
-    """The type of an answer; of Bad its code too."""
+    """The type of an answer; for Bad, with its code."""
     kind = answer.WhichOneof("type")
     return f"bad {pb.Code.Name(answer.bad.code)}" if kind == "bad" else kind
 
@@ -34,7 +34,7 @@ def varint(number):
 
 
 def written_otherwise(message):
-    """The bytes of a message as another program may write it: its fields in the other order, unknown ones between them, no list packed."""
+    """The bytes of a message as another program may write it: fields in reverse order, unknown ones between them, lists not packed."""
     pieces = [UNKNOWN_FIELD]
     for field, value in reversed(message.ListFields()):
         many = field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED
@@ -49,7 +49,7 @@ def written_otherwise(message):
 
 
 class Server:
-    """A program under test that answers: `requests`, the first of which is harmless, with answers of these kinds."""
+    """A program under test that answers `requests`, the first of which is harmless, with answers of these kinds."""
 
     def __init__(self, program, address, requests, kinds, others):
         self.program = program
@@ -68,7 +68,7 @@ class Server:
 
 
 def outcome(sock, data):
-    """What these bytes are answered: the type of the answer, or "closed"."""
+    """How these bytes are answered: the type of the answer, or "closed"."""
     try:
         sock.sendall(data)
         return receive(sock).WhichOneof("type")
@@ -161,7 +161,7 @@ def test_a_client_that_has_ended_its_side_after_a_request_is_answered_and_the_co
 @pytest.mark.spec("WF-10")
 @pytest.mark.fault(3)
 def test_a_connection_whose_end_is_in_the_middle_of_a_frame_is_closed(server):
-    """Whoever takes no bytes for bytes that are late reads on for ever, as fast as it can."""
+    """A program that takes the end of a stream for late bytes keeps reading forever, as fast as it can."""
     frame = framed(server.requests[0])
     for cut in (1, 9):
         with connect(server.address) as sock:
@@ -186,7 +186,7 @@ def test_clients_that_say_nothing_or_half_a_frame_keep_nobody_waiting(server):
             sock.close()
 
 
-# The bound of size.
+# The size limit.
 
 
 @pytest.mark.spec("WF-5")
@@ -198,7 +198,7 @@ def test_a_request_that_announces_too_much_is_closed_at_once_and_takes_no_memory
         with connect(server.address) as sock:
             sock.sendall(length.to_bytes(8, "big") + b"x")
             assert is_closed(sock, 3), length  # well before the 10 s that a frame may take
-    assert server.program.resident() - before < 64 << 20  # a runtime may take some for itself
+    assert server.program.resident() - before < 64 << 20  # a runtime may need some for itself
     assert server.serves()
 
 
@@ -283,7 +283,7 @@ def test_unknown_fields_of_a_request_are_ignored_of_whatever_wire_type_and_where
 @pytest.mark.fault(6)
 def test_five_hundred_random_frames_are_closed_or_bad(server):
     rng = random.Random(500)
-    for _ in range(20):  # at a time as many more: a server may take its time over each
+    for _ in range(20):  # 25 at a time, because a server may be slow with each
         frames = [framed(rng.randbytes(rng.randrange(3, 100))) for _ in range(25)]
         socks = [connect(server.address) for _ in frames]
         try:
@@ -310,7 +310,7 @@ NONSENSE = {
 
 
 def nonsense_is_closed_or_bad(server):
-    """Check that all of NONSENSE is answered so, and a good request after each."""
+    """Check that all of NONSENSE is answered like this, and that a good request after each is served."""
     for name, data in NONSENSE.items():
         with connect(server.address) as sock:
             assert outcome(sock, data) in ("bad", "closed"), name
@@ -318,9 +318,9 @@ def nonsense_is_closed_or_bad(server):
 
 
 def a_request_has_ten_seconds(server):
-    """Check that a frame that is whole 8 s after its first byte is answered, and that none is waited for much longer than 10 s.
+    """Check that a frame that takes 8 s is answered, and that the program does not wait much longer than 10 s for any frame.
 
-    Every 0.7 s each of them gets a byte, but the one that has stopped.
+    Each connection gets a byte every 0.7 s, except for the one that has stopped.
     """
     frame = framed(server.requests[0])
     with connect(server.address) as slow, connect(server.address) as dribbling, connect(server.address) as stopped, connect(server.address) as idle:
@@ -333,7 +333,7 @@ def a_request_has_ten_seconds(server):
             dribbling.sendall(b"\0")
             time.sleep(pause)
         assert kind_of(receive(slow)) == server.kinds[0]
-        ended = {}  # -> after how many seconds it was closed
+        ended = {}  # socket -> seconds after which it was closed
         while len(ended) < 2 and time.monotonic() - began < 15:
             for sock in {dribbling, stopped} - set(ended):
                 if is_closed(sock, 0.2):
