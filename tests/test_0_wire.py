@@ -1,7 +1,7 @@
-"""The wire: frames, what nonsense is answered, how long a connection lasts (SPEC.md, clauses WF).
+"""The wire: frames, answers to nonsense, how long a connection lasts (SPEC.md, clauses WF).
 
-Most of these tests are in wire_tests.py. Here a tracker is asked only what it refuses; test_3_wire.py and test_5_wire.py
-run the same tests with the requests that a tracker and a peer answer.
+Most of these tests are in wire_tests.py. Here a tracker gets only requests that it refuses; test_3_wire.py and test_5_wire.py
+run the same tests with the requests that a tracker and a peer serve.
 """
 
 import time
@@ -16,19 +16,19 @@ from wire_tests import FOREIGN, Server, a_request_has_ten_seconds
 
 @pytest.fixture
 def server(make_file, run_tracker):
-    """A tracker that is asked only what it refuses: framing can be right before any request is understood."""
+    """A tracker that gets only requests it refuses: framing can be right before any request is understood."""
     program = run_tracker(make_file(1000)[0], expire=3600, extra=["--no-seed"])
     server = Server(program, ("127.0.0.1", program.port), [FOREIGN[0], pb.Request(), FOREIGN[1]], ["bad WRONG_ROLE", "bad NO_TYPE", "bad WRONG_ROLE"], FOREIGN)
     yield server
     server.stop()
 
 
-# Bounds of time and number.
+# Limits of time and number.
 
 
 @pytest.fixture
 def impatient_tracker(make_file, run_patched):
-    """impatient_tracker(changes): the port of a tracker of ours with other constants, which does not seed."""
+    """impatient_tracker(changes): the port of our tracker with other constants, not seeding."""
     def run(changes):
         path, _ = make_file(1000)
         return int(run_patched("tracker", changes, [path, "--port", "0", "--no-seed"]).wait_for(r"listening on port (\d+)$")[1])
@@ -73,7 +73,7 @@ def test_an_idle_connection_is_closed_in_the_end(impatient_tracker):
     port = impatient_tracker("peer.IDLE_SECONDS = 0.3")
 
     def served():
-        """A connection on which a request was answered; None if it was closed before, as that request came late."""
+        """A connection on which a request was answered; None if it was closed first, because the request came late."""
         sock = connect(port)
         try:
             ask(sock, FOREIGN[0])

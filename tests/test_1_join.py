@@ -1,4 +1,4 @@
-"""Join: who is listed, and what the one that joins is told (SPEC.md, clauses JN)."""
+"""Join: who is listed, and what a peer that joins is told (SPEC.md, clauses JN)."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from harness import (CHUNK, SECONDS, Program, ask, ask_all, bad, connect, conten
 
 @pytest.fixture
 def tracker(make_file, run_tracker):
-    """The tracker under test, of a file of three chunks (`data`), with a lease of 10 s."""
+    """The tracker under test, with a file of three chunks (`data`) and a lease of 10 s."""
     path, data = make_file(2 * CHUNK + 1000)
     program = run_tracker(path, extra=["--no-seed"])
     program.data = data
@@ -106,7 +106,7 @@ def test_joining_again_leaves_one_entry_with_a_new_lease_while_the_old_port_expi
 @pytest.mark.spec("JN-5")
 @pytest.mark.takes(2)
 def test_each_join_begins_a_new_lease(make_file, run_tracker):
-    """A lease of 1 s, and a Join every 0.4 s: whoever counts from the first one forgets the peer in between."""
+    """A lease of 1 s, and a Join every 0.4 s: a tracker that counts from the first one forgets the peer in between."""
     port = run_tracker(make_file(1)[0], expire=1, extra=["--no-seed"]).port
     for _ in range(4):
         sent = time.monotonic()
@@ -159,7 +159,7 @@ def test_our_tracker_puts_the_address_that_the_asker_reached_in_place_of_loopbac
     ("127.0.0.1", "127.0.0.1", ["10.1.1.1:5001", "[fe80::7]:5002"]),
 ])
 def test_our_tracker_tells_nobody_of_a_network_that_the_asker_is_not_in(asker, here, told):
-    """A peer on the tracker's own machine has joined at its address in another network, and one at a link-local address."""
+    """One peer, on the tracker's own machine, has joined at its address in another network, one at a link-local address."""
     import peer
     import tracker
     ours = tracker.Tracker(peer.Description("a", 0, CHUNK, b""), 10.0, None, lambda line: None)
@@ -169,12 +169,12 @@ def test_our_tracker_tells_nobody_of_a_network_that_the_asker_is_not_in(asker, h
     assert ours.addresses_for(types.SimpleNamespace(getpeername=lambda: (asker, 40000), getsockname=lambda: (here, 8000))) == told
 
 
-# Bounds.
+# Limits.
 
 
 @pytest.mark.spec("WF-10")
 def test_a_client_that_does_not_read_its_answers_keeps_nobody_waiting(make_file, run_tracker):
-    """The answers have half a megabyte each, for the file has many chunks: more of them than the buffers between two sockets hold."""
+    """Each answer has half a megabyte, because the file has many chunks; together they exceed the buffers between two sockets."""
     port = run_tracker(make_file(1 << 20)[0], expire=3600, extra=["--no-seed", "--chunk-size", "64"]).port
     with connect(port) as deaf, connect(port) as other:
         deaf.sendall(40 * framed(join("127.0.0.1:5001")))
@@ -225,11 +225,11 @@ def test_a_full_tracker_has_room_again_when_leases_have_run_out(make_file, run_p
 @pytest.mark.spec("JN-7", "AP-3")
 @pytest.mark.fault(18)
 def test_peers_whose_lease_has_run_out_take_up_no_room(make_file, run_tracker):
-    """Three times 400 from one address, each when the leases before have run out: never more than a thousand. One stays that came first."""
+    """Three times 400 from one address, each time after all leases have run out, so that there are never more than a thousand."""
     port = run_tracker(make_file(1)[0], expire=1, extra=["--no-seed"]).port
     for first in (1001, 1401, 1801):
-        eventually(lambda: not live(port), what="the end of all leases")  # by a Join: Peer List is of a later stage
-        joins = [join(f"127.0.0.1:{number}") for number in (9, *range(first, first + 400))]  # 9: live() joins with it, too
+        eventually(lambda: not live(port), what="the end of all leases")  # by a Join, because Peer List belongs to a later stage
+        joins = [join(f"127.0.0.1:{number}") for number in (9, *range(first, first + 400))]  # live() joins with port 9, too
         eventually(lambda: all(answer.WhichOneof("type") == "peer_list" for answer in ask_all(port, joins)), what="room for 400 peers")
 
 
@@ -261,7 +261,7 @@ def test_a_file_whose_name_has_control_characters_is_shown_with_these_escaped(ma
 
 @pytest.fixture
 def calling_back(make_file, fake_tracker, run_peer, tmp_path):
-    """(announced address, what connecting to its port came to) of a peer under test, which the tracker calls before it answers Join."""
+    """(announced address, result of connecting to its port) of a peer under test; the tracker connects before it answers Join."""
     _, data = make_file(1000)
     tracker, calls = fake_tracker(data), []
 
@@ -292,7 +292,7 @@ def test_a_peer_accepts_connections_on_the_announced_port_before_it_joins(callin
 @pytest.mark.takes(1)
 def test_a_peer_that_is_refused_tries_again(make_file, fake_tracker, run_peer, tmp_path):
     tracker = fake_tracker(make_file(1000)[1])
-    answers = [bad(code) for code in (pb.FULL, pb.UNSPECIFIED, 77)]  # the last is a code of a later version
+    answers = [bad(code) for code in (pb.FULL, pb.UNSPECIFIED, 77)]  # 77 is a code of a later version
     tracker.answers["join"] = lambda request, sock: answers.pop() if answers else tracker.on_join(request, sock)
     run_peer(tracker.port, tmp_path / "out.bin")
     tracker.joiner(1)
@@ -312,14 +312,14 @@ def test_a_peer_that_is_refused_tries_again(make_file, fake_tracker, run_peer, t
 def test_a_description_that_does_not_agree_is_refused_and_nothing_reserved(fake_tracker, tmp_path, changes):
     tracker = fake_tracker(b"", file=spoilt_description(**changes))
     one_line(finished(peer_command(tracker.port, tmp_path / "out", "--leave")), 4)
-    assert not any(path.stat().st_size for path in tmp_path.iterdir())  # an empty OUT.part may be there
+    assert not any(path.stat().st_size for path in tmp_path.iterdir())  # an empty OUT.part is allowed
 
 
 @pytest.mark.fault(42)
 @pytest.mark.spec("FD-3", "CL-15")
 @pytest.mark.parametrize("size, chunk_size", [(16_384, 1), (2**24, 2**24), (0, CHUNK)], ids=["16384_chunks_of_a_byte", "one_chunk_of_16_mib", "no_bytes"])
 def test_a_description_that_goes_up_to_the_bounds_is_taken(make_file, fake_tracker, run_peer, tmp_path, size, chunk_size):
-    """It agrees and is over none of them, so there is nothing to refuse."""
+    """It is consistent and within all bounds, so there is no reason to refuse it."""
     tracker = fake_tracker(make_file(bytes(size))[1], chunk_size=chunk_size)
     run_peer(tracker.port, tmp_path / "out.bin", extra=["--events", str(tmp_path / "peer.events")])
     event_written(tmp_path / "peer.events", "joined")
@@ -336,13 +336,13 @@ def test_an_answer_to_join_without_a_description_is_refused(fake_tracker, tmp_pa
 @pytest.mark.spec("FD-4")
 @pytest.mark.fault(43)
 def test_a_peer_that_expects_another_file_ends_when_it_is_told_of_this_one(make_file, fake_tracker, tmp_path):
-    """So it has taken the answer, with its own address in the list."""
+    """So it has accepted the answer, with its own address in the list."""
     tracker = fake_tracker(make_file(1000)[1])
     one_line(finished(peer_command(tracker.port, tmp_path / "out", "--expect", "0" * 64)), 4)
     assert len(tracker.joined) == 1
 
 
-# What is told of it.
+# Events and output.
 
 
 @pytest.mark.spec("CL-15")
@@ -368,7 +368,7 @@ def test_a_quiet_tracker_says_nothing_of_who_joins(make_file, ending, tmp_path):
     port = event_written(events, "start")["port"]
     ask(port, join("127.0.0.1:5001"))
     event_written(events, "joined")
-    ask(port, join("127.0.0.1:5002"))  # what is said of the first one has been said by now
+    ask(port, join("127.0.0.1:5002"))  # anything said about the first one has been printed by now
     tracker.stop()                     # and read
     said = tracker.output or "nothing"
     assert said == "nothing"

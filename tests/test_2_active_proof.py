@@ -47,9 +47,9 @@ def test_who_sends_proofs_stays_and_who_sends_none_goes(short_lease):
 @pytest.mark.spec("AP-1", "AP-2", "AP-3")
 @pytest.mark.fault(20)
 def test_a_peer_is_listed_for_one_lease_after_its_last_proof_and_again_after_its_next(short_lease):
-    """What an answer names was alive when its request was sent; what it does not name was none when it came: however slow a machine is."""
-    leases = {}  # address -> (when the request was sent with which its lease began, when that was answered)
-    at_least, at_most = {}, {}  # address -> seconds for which it was seen listed, after which it was seen gone
+    """However slow the machine: a listed peer had its lease when the request was sent, an absent one had none when the answer came."""
+    leases = {}  # address -> (when the request that began its lease was sent, when it was answered)
+    at_least, at_most = {}, {}  # address -> seconds for which it was seen listed; seconds after which it was seen gone
     with connect(short_lease) as sock:
         def renew(address, request):
             sent = time.monotonic()
@@ -67,7 +67,7 @@ def test_a_peer_is_listed_for_one_lease_after_its_last_proof_and_again_after_its
 
         def late_proof():
             eventually(lambda: not live(sock), what="the end of all leases")
-            assert ask(sock, active_proof(B)).WhichOneof("type") == "ok"  # too late, and yet it counts
+            assert ask(sock, active_proof(B)).WhichOneof("type") == "ok"  # it is too late but still counts
             return live(sock), [address for address in listed(ask(sock, join(A))) if address in (A, B)]
 
         for port in range(5001, 5009):
@@ -161,7 +161,7 @@ time.time, time.time_ns, datetime.datetime = lambda: now() + set_by(), lambda: i
 @pytest.mark.fault(21)
 @pytest.mark.parametrize("seconds, lease, left", [(7200, 3600, [A]), (-7200, 1, [])], ids=["forth", "back"])
 def test_setting_the_wall_clock_neither_ends_a_lease_nor_prolongs_it(make_file, ending, tmp_path, seconds, lease, left):
-    """Of a program in Python, that is: it finds a sitecustomize.py in which time.time() can be set. Others take no notice."""
+    """Only for programs in Python: they find a sitecustomize.py with a time.time() that can be set. Others ignore it."""
     clock = tmp_path / "seconds"
     clock.write_text("0")
     (tmp_path / "sitecustomize.py").write_text(CLOCK_THAT_IS_SET.format(path=str(clock)))
@@ -215,12 +215,12 @@ def test_a_peer_goes_on_proving_itself_after_proofs_that_failed(proving):
         pb.Response(bad=pb.Response.Bad(code=pb.FULL, reason="full")),
         pb.Response(bad=pb.Response.Bad(code=77, reason="a code of a later version")),  # a refusal like any other
         pb.Response(),                                                                  # no type
-        b"\xff" * 9,                                                                    # no message
+        b"\xff" * 9,                                                                    # not a message
         pb.Response(chunk=b"abc"),
     ])
     tracker.answers["active_proof"] = lambda request, sock: next(failures, pb.Response(ok=pb.Response.Ok()))
     tracker.wait_for("active_proof", 8)
-    assert is_refused(ask(tracker.joiner(), peer_list()), pb.WRONG_ROLE)  # it is in good health
+    assert is_refused(ask(tracker.joiner(), peer_list()), pb.WRONG_ROLE)  # it is still working
 
 
 @pytest.mark.spec("AP-4", "AP-7")

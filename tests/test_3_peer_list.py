@@ -1,4 +1,4 @@
-"""Peer List: what a tracker tells, and what a peer does with it (SPEC.md, clauses PL)."""
+"""Peer List: what a tracker answers, and what a peer does with it (SPEC.md, clauses PL)."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from checks import NO_NEIGHBORS, asks_again_within_a_second, event_written
 from harness import ask, connect, eventually, join, listed, peer_list, receive, silent
 
 
-# What a tracker tells.
+# What a tracker answers.
 
 
 @pytest.mark.spec("PL-1")
@@ -47,7 +47,7 @@ def test_a_lease_runs_out_however_often_its_machine_asks_for_the_list(make_file,
 
 
 def connections_to(port):
-    """The connections of this machine to one of its own ports, as (local, remote), and most that have ended lately."""
+    """The connections of this machine to one of its own ports, as (local, remote), including most of those that ended recently."""
     if sys.platform != "linux":
         rows = [line.split() for line in subprocess.run(["netstat", "-an", "-p", "tcp"], capture_output=True, text=True).stdout.splitlines()]
         return {(row[3], row[4]) for row in rows if len(row) > 5 and row[4].endswith(f".{port}")}
@@ -63,18 +63,18 @@ def connections_to(port):
 @pytest.mark.fault(19)
 @pytest.mark.parametrize("seen", ["over_loopback", "elsewhere"])
 def test_a_peer_never_connects_to_itself(leeching, request, seen):
-    """It is listed where the tracker sees it, and told of itself."""
+    """The tracker lists it at the address it sees, and so tells it about itself."""
     earlier = []  # connections to whoever had this port before
 
     def more(address):
         port = int(address.rpartition(":")[2])
-        earlier.append(connections_to(port) | connections_to(port))  # twice: a row may be passed over while the table changes
+        earlier.append(connections_to(port) | connections_to(port))  # twice, because reading may miss a row while the table changes
         return [address, f"127.0.0.1:{port}", f"127.0.0.2:{port}", f"[::1]:{port}"]
     tracker, _, _ = leeching(more=more, host="127.0.0.1" if seen == "over_loopback" else request.getfixturevalue("here"))
     port = int(tracker.joiner().rpartition(":")[2])
-    tracker.wait_for("peer_list")  # a second later: whomever it was told of, it has dialled
+    tracker.wait_for("peer_list")  # a second later, when it has dialled everyone listed
     assert not connections_to(port) - earlier[0], "the peer connected to its own port"
-    with connect(port):  # one that has ended may be forgotten at once by a machine that has many
+    with connect(port):  # a machine with many connections may forget an ended one at once
         eventually(lambda: not connections_to(port) <= earlier[0], what="a connection, for a real one would have been seen")
 
 
@@ -96,7 +96,7 @@ def test_a_peer_with_the_same_port_at_another_address_is_another(leeching, fake_
 def test_a_peer_bears_what_is_no_address_and_looks_no_name_up(leeching, fake_peer):
     named = fake_peer(b"")
     tracker, _, _ = leeching([*NO_NEIGHBORS, f"localhost:{named.port}"])
-    tracker.wait_for("peer_list", 2)  # by now it has dialled those that it knows
+    tracker.wait_for("peer_list", 2)  # by now it has dialled everyone it knows
     assert not named.connections
 
 
@@ -111,6 +111,6 @@ def test_a_leecher_that_knows_nobody_asks_for_the_list_again_within_a_second(lee
 def test_a_peer_writes_whom_it_has_for_a_neighbor(make_file, fake_tracker, fake_peer, run_peer, tmp_path):
     _, data = make_file(1)
     neighbor = fake_peer(data)
-    neighbor.answers["chunks_query"] = silent  # what the peer makes of answers is of later stages
+    neighbor.answers["chunks_query"] = silent  # dealing with answers belongs to later stages
     run_peer(fake_tracker(data, [neighbor.address]).port, tmp_path / "out.bin", extra=["--events", str(tmp_path / "peer.events")])
     event_written(tmp_path / "peer.events", "neighbor_added", neighbor=neighbor.address)

@@ -39,7 +39,7 @@ def test_nonsense_is_closed_or_bad_and_the_next_good_request_is_answered(server)
 @pytest.mark.spec("WF-6", "WF-10")
 @pytest.mark.fault(6)
 def test_text_that_is_not_utf8_is_closed_also_by_protobuf_without_its_c_part(make_file, run_tracker, monkeypatch):
-    """That one says UnicodeDecodeError where the usual one says DecodeError. Programs in other languages do not mind."""
+    """That one raises UnicodeDecodeError instead of the usual DecodeError. It does not affect programs in other languages."""
     monkeypatch.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
     path, _ = make_file(1000)
     program = run_tracker(path)

@@ -1,4 +1,4 @@
-"""Chunks Query: what a peer says that it holds, and how it takes what others say (SPEC.md, clauses CQ)."""
+"""Chunks Query: what a peer says that it holds, and how it asks others (SPEC.md, clauses CQ)."""
 
 import time
 
@@ -37,7 +37,7 @@ def test_who_waits_for_news_that_do_not_come_is_answered_when_the_wait_is_over(s
     eventually(lambda: len(ids(address)) == 5, what="the list of all chunks")
     with connect(address) as sock:
         for known, wait_ms, most in [(0, 2**32 - 1, 2.5), (5, 2**32 - 1, 2.5), (5, 200, 0.9), (5, 0, 0.9)]:
-            took = []  # seconds; a busy machine may hold up one answer or another
+            took = []  # seconds; a busy machine may delay some answers
 
             def wait():
                 began = time.monotonic()
@@ -48,7 +48,7 @@ def test_who_waits_for_news_that_do_not_come_is_answered_when_the_wait_is_over(s
             assert min(took) < most
 
 
-# What a peer makes of what others say.
+# How a peer asks others.
 
 
 @pytest.mark.spec("CQ-4", "WF-10")
@@ -71,11 +71,11 @@ def test_a_peer_keeps_to_fifty_neighbors_however_many_there_are(start, fake_peer
     start(*neighbors)
 
     def open_connections():
-        """How many each neighbor has that has any."""
+        """The number of open connections of each neighbor that has any."""
         counts = [sum(sock.fileno() >= 0 for sock in list(neighbor.connections)) for neighbor in neighbors]
         return [count for count in counts if count]
     eventually(open_connections, what="a neighbor")
     tracker = start.tracker
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # seconds, in which it dials further ones
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # two seconds to dial more neighbors
     counts = open_connections()
     assert len(counts) <= 50 and max(counts) <= 2

@@ -56,7 +56,7 @@ def test_every_chunk_is_answered_with_exactly_its_bytes(seeding, index, body):
 @pytest.mark.spec("FC-1", "WF-1")
 def test_the_request_of_the_spec_is_answered_with_its_chunk(seed):
     with connect(seed(b"abc")) as sock:
-        for _ in range(2):  # the second one shows that the length of the first was right
+        for _ in range(2):  # the second answer shows that the length of the first was right
             sock.sendall(bytes.fromhex("00 00 00 00 00 00 00 02 2a 00"))
             assert receive(sock).chunk == b"abc"
 
@@ -116,7 +116,7 @@ def test_a_peer_that_holds_nothing_refuses_every_chunk_and_keeps_the_connection(
 
 @pytest.mark.spec("FC-5", "JN-8")
 def test_who_asks_a_peer_that_has_not_joined_yet_does_not_bring_it_down(make_file, fake_tracker, run_peer, tmp_path):
-    """It accepts connections, and does not know the file: it refuses the chunk, or answers when it has joined."""
+    """It accepts connections but does not know the file: it refuses the chunk, or answers once it has joined."""
     out, data = make_file(SIZE, name="out.bin")
     tracker, early = fake_tracker(data), []
 
@@ -159,7 +159,7 @@ def test_a_complete_peer_does_not_send_bytes_that_were_changed(seeding, tmp_path
 @pytest.mark.spec("FC-13")
 @pytest.mark.fault(34)
 def test_a_change_is_noticed_though_the_file_says_that_it_is_old(seeding, tmp_path):
-    """As after a copy that keeps times: the time of the last write is as it was."""
+    """As after a copy that preserves times: the time of the last write is unchanged."""
     address, data = seeding
     before = os.stat(tmp_path / "out.bin")
     with open(tmp_path / "out.bin", "r+b") as file:
@@ -170,37 +170,37 @@ def test_a_change_is_noticed_though_the_file_says_that_it_is_old(seeding, tmp_pa
     assert ask(address, fetch_chunk(0)).chunk == data[:CHUNK]
 
 
-# Upload slots. The chunk is of the largest size that there may be, so that it does not fit into the
-# buffers between two sockets: an asker that does not read keeps its slot.
+# Upload slots. The chunk has the largest size allowed, so that it does not fit into the buffers between
+# two sockets: an asker that does not read keeps its slot.
 
 
 BIG = 16 << 20
-MOST_SLOTS = 12  # so many askers stop reading before a peer is taken for one that is never busy
+MOST_SLOTS = 12  # askers that stop reading; a peer that is still not busy is taken for one that never is
 
 
 def ask_and_stop_reading(address):
-    """A connection on which an answer has begun, of which no more is read."""
+    """A connection on which an answer has begun but is not read any further."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
     sock.settimeout(SECONDS)
     host, port = address.rsplit(":", 1)
     sock.connect((host, int(port)))
     sock.sendall(framed(fetch_chunk(0)))
-    assert BIG + 5 <= struct.unpack("!Q", receive_bytes(sock, 8))[0] < BIG + 1000  # with fields of its own, perhaps
+    assert BIG + 5 <= struct.unpack("!Q", receive_bytes(sock, 8))[0] < BIG + 1000  # perhaps with fields of its own
     return sock
 
 
 @pytest.mark.spec("FC-13")
 @pytest.mark.fault(34)
 def test_when_the_file_is_cut_short_while_a_chunk_is_sent_the_connection_ends(seed, tmp_path):
-    """Unless all of the chunk was read before."""
+    """Unless the whole chunk was read from the file before."""
     data = some_bytes(BIG)
     with ask_and_stop_reading(seed(data, chunk_size=BIG)) as sock:
         os.truncate(tmp_path / "out.bin", 0)
         came = bytearray()
         while len(came) < BIG + 5 and (more := sock.recv(1 << 20)):
             came += more
-    begins = came.find(data[:1000])  # after the tag, and fields of its own
+    begins = came.find(data[:1000])  # after the tag and any fields of its own
     assert len(came) < 2000 or begins >= 0 and data.startswith(came[begins:begins + BIG]), "other bytes were sent than the chunk's"
 
 
@@ -212,7 +212,7 @@ def test_an_asker_is_told_busy_only_if_it_said_that_it_does_not_mind(seed):
     stalled, waiting = [], []
 
     def is_busy(hurried):
-        """Whether it says BUSY, or lets an asker wait that does not mind to be told so."""
+        """Whether it says BUSY, or lets an asker wait that has set busy_ok."""
         hurried.sendall(framed(fetch_chunk(0, busy_ok=True)))
         if not select.select([hurried], [], [], 1 if stalled else patience(2 * SECONDS))[0]:
             waiting.append(hurried)
@@ -221,7 +221,7 @@ def test_an_asker_is_told_busy_only_if_it_said_that_it_does_not_mind(seed):
         assert answer.chunk == data or is_refused(answer, pb.BUSY)
         return answer.chunk != data
     with connect(address) as hurried, connect(address) as patient:
-        while not is_busy(hurried) and len(stalled) < MOST_SLOTS:  # it need not ever be busy
+        while not is_busy(hurried) and len(stalled) < MOST_SLOTS:  # it may never be busy
             stalled.append(ask_and_stop_reading(address))
         assert stalled, "it is busy with nothing on its way out"
         patient.sendall(framed(fetch_chunk(0)))
@@ -235,7 +235,7 @@ def test_an_asker_is_told_busy_only_if_it_said_that_it_does_not_mind(seed):
 
 @pytest.mark.spec("FC-6")
 def test_a_peer_with_nothing_on_its_way_out_is_not_busy(seeding):
-    """Also for a chunk that it gave away before."""
+    """Not even for a chunk that it has given away before."""
     address, data = seeding
     with connect(address) as sock:
         for _ in range(3):
@@ -245,7 +245,7 @@ def test_a_peer_with_nothing_on_its_way_out_is_not_busy(seeding):
 @pytest.mark.spec("WF-10", "FC-6")
 @pytest.mark.fault(13)
 def test_an_asker_that_stops_reading_keeps_nobody_else_from_being_answered(seed):
-    """It has one of the slots. A lock that is held while a chunk is sent would stop everybody."""
+    """It occupies one of the slots. A lock held while sending a chunk would stop everybody."""
     data = some_bytes(BIG)
     address = seed(data, chunk_size=BIG)
     eventually(lambda: held(address) == [0], what="the peer's list of its chunk")
@@ -261,7 +261,7 @@ def test_an_asker_that_stops_reading_keeps_nobody_else_from_being_answered(seed)
 @pytest.mark.spec("FC-14")
 @pytest.mark.fault(13)
 def test_askers_that_stop_reading_have_lost_their_slots_when_the_time_for_silence_is_over(seed):
-    """As many as it takes until others are told BUSY, which need not ever be."""
+    """There are enough of them that others are told BUSY, unless that never happens."""
     data = some_bytes(BIG)
     address = seed(data, chunk_size=BIG)
     stalled = []
@@ -269,7 +269,7 @@ def test_askers_that_stop_reading_have_lost_their_slots_when_the_time_for_silenc
         with connect(address) as hurried, connect(address) as patient:
             while len(stalled) < MOST_SLOTS and not is_refused(ask(hurried, fetch_chunk(0, busy_ok=True)), pb.BUSY):
                 stalled.append(ask_and_stop_reading(address))
-            patient.settimeout(25)  # 20 s at the most, says FC-11
+            patient.settimeout(25)  # at most 20 s, says FC-11
             assert ask(patient, fetch_chunk(0)).chunk == data
     finally:
         for sock in stalled:
@@ -281,14 +281,14 @@ def test_askers_that_stop_reading_have_lost_their_slots_when_the_time_for_silenc
 @pytest.mark.parametrize("reads", [0, 65_536], ids=["not_at_all", "too_slowly"])
 @pytest.mark.takes(2)
 def test_an_asker_that_stops_reading_loses_its_slot(fake_tracker, run_patched, tmp_path, reads):
-    """Every 20 ms the askers read so many bytes: five seconds for all. Silence may last for a second, the whole answer for two."""
+    """Every 20 ms the askers read `reads` bytes, which takes five seconds. Silence may last one second, the whole answer two."""
     data = some_bytes(BIG)
     (tmp_path / "out.bin").write_bytes(data)
     tracker = fake_tracker(data, chunk_size=BIG)
     run_patched("peer", "peer.UPLOAD_SLOTS = 2; peer.FRAME_SECONDS = 1; peer.SLOWEST_LINK = 16 * peer.MIB", [f"127.0.0.1:{tracker.port}", tmp_path / "out.bin"])
     address = tracker.joiner()
     eventually(lambda: held(address) == [0], what="the peer's list of its chunk")
-    stalled = {ask_and_stop_reading(address): 0 for _ in range(2)}  # -> bytes that it has read
+    stalled = {ask_and_stop_reading(address): 0 for _ in range(2)}  # socket -> bytes that it has read
     ended = threading.Event()
 
     def read_slowly():
@@ -300,7 +300,7 @@ def test_an_asker_that_stops_reading_loses_its_slot(fake_tracker, run_patched, t
                     return
 
     def served():
-        """Whether a quick asker gets its turn, and the whole chunk before its own time is over."""
+        """Whether a quick asker gets its turn, and the whole chunk in time."""
         try:
             return ask(address, fetch_chunk(0)).chunk == data
         except (EOFError, ConnectionError):

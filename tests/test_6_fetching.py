@@ -1,6 +1,6 @@
-"""How a peer fetches: what it makes of the lists of its neighbors, and how it asks them for chunks (SPEC.md, clauses CQ, FC).
+"""How a peer fetches: what it learns from its neighbors' lists, and how it asks them for chunks (SPEC.md, clauses CQ, FC).
 
-Its own side of Chunks Query and Fetch Chunk is in test_4_chunks_query.py and test_5_fetch_chunk.py; what many
+How it answers Chunks Query and Fetch Chunk is in test_4_chunks_query.py and test_5_fetch_chunk.py; what many
 peers do together is in test_6_swarm.py.
 """
 
@@ -25,7 +25,7 @@ def chunk_list(*indexes):
     return pb.Response(chunks_query=pb.Response.ChunksQuery(chunk_ids=[index * CHUNK for index in indexes]))
 
 
-# What a peer makes of what others say.
+# What a peer learns from others.
 
 
 @pytest.mark.spec("CQ-4", "WF-4")
@@ -43,7 +43,7 @@ def test_on_a_new_connection_the_asker_says_that_it_knows_nothing(start, fake_pe
 
 @pytest.mark.spec("CQ-4")
 def test_an_asker_learns_what_a_neighbor_holds_that_was_started_anew(start, fake_peer, data):
-    """The new program lists chunk 0 first. Its predecessor had not held it, and ended in the middle of an answer."""
+    """The new program lists chunk 0 first. Its predecessor lacked it, and ended in the middle of an answer."""
     neighbor = fake_peer(data, held=[1])
 
     def end_once(request, sock):
@@ -63,7 +63,7 @@ def test_an_asker_learns_what_a_neighbor_holds_that_was_started_anew(start, fake
 def test_what_a_neighbor_that_was_started_anew_lists_no_longer_is_not_asked_for(start, fake_peer, data):
     """Its predecessor had listed chunks 1 and 2, was busy, and ended. The new program is slow to list chunk 0."""
     neighbor = fake_peer(data, held=[1, 2])
-    heard_anew = []  # how many chunks had been asked for when the new list was told
+    heard_anew = []  # how many chunks had been requested by the time of each new list
 
     def end_once(request, sock):
         if neighbor.held == [1, 2]:
@@ -80,12 +80,12 @@ def test_what_a_neighbor_that_was_started_anew_lists_no_longer_is_not_asked_for(
     neighbor.answers.update(fetch_chunk=end_once, chunks_query=on_query)
     start(neighbor)
     eventually(lambda: neighbor.fetched()[-1:] == [0] and (neighbor.fetched()[-3:] == [0, 0, 0] or not says_busy_ok(neighbor)), what="requests for chunk 0")
-    assert set(neighbor.fetched()[heard_anew[0] + 2:]) <= {0}  # one may have been under way, or one on each of two connections
+    assert set(neighbor.fetched()[heard_anew[0] + 2:]) <= {0}  # one request may have been under way, or one on each of two connections
 
 
 @pytest.mark.spec("CQ-4", "SW-8")
 def test_what_a_neighbor_tells_is_added_to_what_it_told_before(start, fake_peer, data):
-    """Chunk 0 is given only after a further list, from which it is left out."""
+    """Chunk 0 is given only after another list, which leaves it out."""
     neighbor = fake_peer(data, held=[0])
 
     def later(request, sock):
@@ -114,7 +114,7 @@ def test_a_neighbor_that_answers_always_with_its_whole_list_in_any_order_is_unde
 @pytest.mark.parametrize("whole", [False, True], ids=["what_is_new", "its_whole_list"])
 @pytest.mark.takes(2)
 def test_a_neighbor_without_news_is_not_asked_for_them_without_end(start, fake_peer, data, whole):
-    """It answers at once, whatever wait_ms says, as a program without the extension does: that tells its whole list each time."""
+    """It answers at once, whatever wait_ms says, like a program without the extension, which may send its whole list each time."""
     neighbor = fake_peer(data, held=[0, 1])
     if whole:
         neighbor.answers["chunks_query"] = lambda request, sock: chunk_list(*neighbor.held)
@@ -130,7 +130,7 @@ def test_a_neighbor_without_news_is_not_asked_for_them_without_end(start, fake_p
 def test_ids_that_are_no_offset_of_a_chunk_are_ignored(start, fake_peer, data):
     neighbor = fake_peer(data)
     strange = [1, CHUNK - 1, CHUNK + 1, SIZE, 5 * CHUNK, 16_384 * CHUNK, 2**63, 2**64 - CHUNK, 2**64 - 1]
-    told, too_many = {}, []  # connection -> how many ids came on it
+    told, too_many = {}, []  # connection -> number of ids sent on it
 
     def on_query(request, sock):
         if request.known > told.setdefault(sock, 0):
@@ -152,7 +152,7 @@ def test_an_id_in_the_middle_of_a_chunk_does_not_stand_for_that_chunk(start, fak
     neighbor.answers["chunks_query"] = lambda request, sock: pb.Response(chunks_query=pb.Response.ChunksQuery(chunk_ids=listed[request.known:]))
     address, _ = start(neighbor)
     eventually(lambda: 0 in ids(address), what="chunk 0")
-    neighbor.wait_for("chunks_query", neighbor.count("chunks_query") + 2)  # by now it has asked for all that it believes to be there
+    neighbor.wait_for("chunks_query", neighbor.count("chunks_query") + 2)  # by now it has asked for every chunk that it believes to be there
     assert neighbor.fetched() == [0]
 
 
@@ -215,11 +215,11 @@ def test_a_chunk_that_is_not_held_is_refused_and_the_connection_kept(make_file, 
 
 @pytest.mark.spec("CQ-6")
 def test_who_waits_for_news_is_told_of_a_chunk_when_it_has_come_and_not_when_the_wait_is_over(start, fake_peer, data):
-    """A program without the extension answers at once, with an empty list: that is allowed too."""
+    """A program without the extension answers at once, with an empty list, which is allowed too."""
     neighbor = fake_peer(data, held=[0])
     address, _ = start(neighbor)
     eventually(lambda: ids(address) == [0], what="chunk 0")
-    for index in range(1, 5):  # a busy machine may hold up one try or another
+    for index in range(1, 5):  # a busy machine may delay some tries
         eventually(lambda: len(ids(address)) == index, what="the chunk before")
         timer = threading.Timer(0.2, neighbor.held.append, [index])
         timer.start()
@@ -233,7 +233,7 @@ def test_who_waits_for_news_is_told_of_a_chunk_when_it_has_come_and_not_when_the
     raise AssertionError(f"expected the answer when the chunk had come, after 0.2 s; got it after {took:.1f} s")
 
 
-# What it knows of the others, and who knows of it.
+# What it knows about others, and who knows about it.
 
 
 @pytest.mark.spec("PL-4")
@@ -328,7 +328,7 @@ def test_a_client_closes_its_end_of_a_connection_that_the_server_has_closed(make
             sock.sendall(framed(answer(request, sock)))
             sock.shutdown(socket.SHUT_WR)
             try:
-                while sock.recv(1 << 16):  # whatever was asked meanwhile has no answer
+                while sock.recv(1 << 16):  # requests that came meanwhile get no answer
                     pass
             except ConnectionError:
                 pass
@@ -346,7 +346,7 @@ def test_a_client_closes_its_end_of_a_connection_that_the_server_has_closed(make
 @pytest.mark.spec("WF-11")
 @pytest.mark.parametrize("place", ["before", "after", "everywhere"])
 def test_unknown_fields_of_an_answer_are_ignored(make_file, fake_tracker, fake_peer, run_peer, tmp_path, place):
-    """Everywhere: also within its members, which come in another order, with the numbers of a list each for itself."""
+    """Everywhere means also inside its members, which come in another order, with lists not packed."""
     _, data = make_file(2 * CHUNK)
     neighbor = fake_peer(data)
     tracker = fake_tracker(data, [neighbor.address])
@@ -370,7 +370,7 @@ def test_unknown_fields_of_an_answer_are_ignored(make_file, fake_tracker, fake_p
 
 @pytest.fixture
 def fetch(fake_tracker, run_peer, tmp_path):
-    """fetch(data, neighbors): (fake tracker, address, OUT) of a peer under test that was told of these."""
+    """fetch(data, neighbors): (fake tracker, address, OUT) of a peer under test whose tracker lists these."""
     def run(data, *neighbors, chunk_size=CHUNK, start=run_peer):
         tracker = fake_tracker(data, [neighbor.address for neighbor in neighbors], chunk_size=chunk_size)
         start(tracker.port, tmp_path / "out.bin")
@@ -380,7 +380,7 @@ def fetch(fake_tracker, run_peer, tmp_path):
 
 @pytest.fixture
 def fetch_patched(fetch, run_patched):
-    """fetch_patched(changes, ...): the same with ours, and other constants."""
+    """fetch_patched(changes, ...): the same with our peer and other constants."""
     def run(changes, *args, **kwargs):
         return fetch(*args, start=lambda tracker, out: run_patched("peer", changes, [f"127.0.0.1:{tracker}", out]), **kwargs)
     return run
@@ -403,9 +403,9 @@ def test_an_asker_that_is_told_busy_pauses_at_random_and_asks_again(make_file, f
         return bad(pb.BUSY) if request.busy_ok and neighbor.count("fetch_chunk") < 12 else neighbor.on_fetch_chunk(request, sock)
     neighbor.answers["fetch_chunk"] = busy_eleven_times
     _, _, out = fetch(data, neighbor)
-    completes(out, data, 2 * SECONDS)  # to be busy is no broken promise; a pause may last for a second
+    completes(out, data, 2 * SECONDS)  # being busy breaks no promise; a pause may last a second
     if not says_busy_ok(neighbor):
-        return  # it waits for its turn
+        return  # without busy_ok, it waits for its turn
     times = neighbor.times("fetch_chunk")[:12]
     pauses = [after - before for before, after in zip(times, times[1:])]
     assert max(pauses) - min(pauses) > 0.02, pauses
@@ -428,20 +428,20 @@ def test_an_asker_pauses_as_long_as_a_busy_neighbor_says(make_file, fake_peer, f
     completes(out, data)
     times = neighbor.times("fetch_chunk")
     pauses = [after - before for before, after in zip(times, times[1:])]
-    assert not says_busy_ok(neighbor) or 0.15 < min(pauses) < 0.65 and len(set(pauses)) == 3, pauses  # a busy machine may prolong some
+    assert not says_busy_ok(neighbor) or 0.15 < min(pauses) < 0.65 and len(set(pauses)) == 3, pauses  # a busy machine may prolong some of them
 
 
 @pytest.mark.spec("FC-7")
 @pytest.mark.takes(4)
 @pytest.mark.slow
 def test_a_neighbor_that_goes_on_saying_that_a_slot_is_near_is_not_asked_without_end(make_file, fake_peer, fetch):
-    """Each time within a millisecond, which may be believed at first."""
+    """It says each time that one will be free within a millisecond, which may be believed at first."""
     _, data = make_file(CHUNK)
     neighbor = fake_peer(data)
     soon = pb.Response(bad=pb.Response.Bad(code=pb.BUSY, reason="by the test", retry_ms=1))
     neighbor.answers["fetch_chunk"] = lambda request, sock: soon if request.busy_ok and neighbor.count("fetch_chunk") < 70 else neighbor.on_fetch_chunk(request, sock)
     _, _, out = fetch(data, neighbor)
-    completes(out, data, 4 * SECONDS)  # the pauses are of its own choice, up to a second
+    completes(out, data, 4 * SECONDS)  # it chooses the pauses itself, up to a second
     assert most_in_a_second(neighbor.times("fetch_chunk")[30:]) <= 20 + 2, "twenty, and two that a busy machine held up"
 
 
@@ -502,7 +502,7 @@ def test_a_chunk_that_a_busy_neighbor_names_and_has_not_listed_is_not_asked_of_i
 def test_nothing_is_asked_ahead_before_a_connection_has_given_two_answers(make_file, fake_peer, fetch):
     _, data = make_file(20 * CHUNK)
     neighbor, early = fake_peer(data), []
-    answered = {}  # connection -> how many answers it has given
+    answered = {}  # connection -> number of answers given on it
 
     def careful(answer):
         def look(request, sock):
@@ -515,7 +515,7 @@ def test_nothing_is_asked_ahead_before_a_connection_has_given_two_answers(make_f
                 sock.settimeout(60)
             answered[sock] += 1
             if answered[sock] % 7 == 0:
-                return None  # closed, whatever was asked ahead
+                return None  # closes, despite any requests ahead
             return answer(request, sock)
         return look
     neighbor.answers = {name: careful(answer) for name, answer in neighbor.answers.items()}
@@ -528,7 +528,7 @@ def test_nothing_is_asked_ahead_before_a_connection_has_given_two_answers(make_f
 @pytest.mark.spec("FC-15", "SW-1")
 @pytest.mark.takes(1)
 def test_a_file_of_more_bytes_than_may_be_on_their_way_is_fetched_whole(make_file, fake_peer, fetch):
-    """At any time chunks of 16 MiB may have been asked for; there are 20."""
+    """Requests for 16 MiB may be under way at any time; the file has 20."""
     _, data = make_file(20 << 20)
     _, _, out = fetch(data, fake_peer(data, chunk_size=1 << 20), chunk_size=1 << 20)
     completes(out, data)
@@ -547,7 +547,7 @@ def test_what_was_asked_on_a_connection_that_ended_is_asked_again_and_nothing_is
             given.append("end")
             if end == "resets":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            else:  # to close with requests unread would reset the connection, too
+            else:  # closing with requests unread would reset the connection, too
                 sock.shutdown(socket.SHUT_WR)
                 bytes_left(sock)
             return None
@@ -557,7 +557,7 @@ def test_what_was_asked_on_a_connection_that_ended_is_asked_again_and_nothing_is
     _, _, out = fetch(data, neighbor)
     completes(out, data)
     chunks = [chunk for chunk in given if chunk != "end"]
-    if end == "closes":  # a reset takes along what was sent and not read yet, perhaps the same chunk twice
+    if end == "closes":  # a reset discards what was sent but not read yet, perhaps the same chunk twice
         assert max(chunks.count(chunk) for chunk in chunks) <= 2 and len(chunks) <= 16 + given.count("end"), "each came once more at most"
     assert set(chunks) == {index * CHUNK for index in range(16)} and given.count("end") >= 3
 
@@ -624,9 +624,9 @@ def reset_in_the_middle(request, sock):
 @pytest.mark.fault(12)
 @pytest.mark.takes(1.3)
 def test_an_exchange_that_takes_too_long_is_given_up_and_the_chunk_fetched_elsewhere(make_file, fake_peer, fetch_patched):
-    """Silence may last for 0.4 s, an answer for 0.4 s and one second more for every 4 KiB of it.
+    """Silence may last 0.4 s, an answer 0.4 s and one second more for every 4 KiB of it.
 
-    That is 16.4 s for three of the chunks, but 0.65 s for the last, short one, over which the dribbler would take fifty.
+    That is 16.4 s for three of the chunks, but 0.65 s for the last, short one, for which the dribbler would need fifty.
     """
     size = 64 << 10
     _, data = make_file(3 * size + 1000)
@@ -656,7 +656,7 @@ def test_an_exchange_that_takes_too_long_is_given_up_and_the_chunk_fetched_elsew
 @pytest.mark.fault(12)
 @pytest.mark.parametrize("answer", [silent, dribble], ids=["no_byte_comes", "a_byte_at_a_time"])
 def test_an_exchange_is_given_up_when_its_time_is_over(make_file, fake_tracker, fake_peer, run_peer, tmp_path, answer):
-    """10 s without a byte; and 10 s and one for each 4 KiB, here 4, in which it is not whole."""
+    """Its time is 10 s without a byte; or, for the whole answer, 10 s and one more for each 4 KiB, here 4."""
     size = 16 << 10
     _, data = make_file(size)
     slow = fake_peer(data, chunk_size=size)
@@ -673,7 +673,7 @@ def test_an_exchange_is_given_up_when_its_time_is_over(make_file, fake_tracker, 
 @pytest.mark.spec("FC-11")
 @pytest.mark.takes(2)
 def test_an_answer_that_is_slow_but_in_time_is_taken(make_file, fake_peer, fetch_patched):
-    """It pauses for 0.4 s again and again, which is no silence of a second; all of it takes longer than that, and may take five."""
+    """Its pauses of 0.4 s are shorter than the silence allowed, one second; the whole answer takes longer, but may take five."""
     _, data = make_file(CHUNK)
     slow = fake_peer(data)
 
@@ -691,7 +691,7 @@ def test_an_answer_that_is_slow_but_in_time_is_taken(make_file, fake_peer, fetch
 @pytest.mark.fault(44)
 @pytest.mark.takes(1)
 def test_a_chunk_that_arrives_twice_is_counted_once(make_file, fake_peer, fetch):
-    """Two neighbors answer the same request at the same time; chunk 0 is nowhere until that is over."""
+    """Two neighbors answer the same request at the same time; nobody has chunk 0 until then."""
     _, data = make_file(2 * CHUNK)
     neighbors = [fake_peer(data, held=[1]), fake_peer(data, held=[1])]
     both_were_asked = threading.Barrier(2)

@@ -1,4 +1,4 @@
-"""The swarm: peers that fetch from each other, and what they do when others come, go or dawdle (SPEC.md, clauses SW)."""
+"""The swarm: peers that fetch from each other, and cope with others that come, go or dawdle (SPEC.md, clauses SW)."""
 
 import os
 import threading
@@ -38,7 +38,7 @@ def out(tmp_path):
 
 @pytest.fixture
 def gate():
-    """An event for fakes to wait for; it comes at the latest when the test ends."""
+    """An event for fakes to wait for; it is set when the test ends, if not before."""
     event = threading.Event()
     yield event
     event.set()
@@ -48,7 +48,7 @@ def gate():
 
 
 def check_leechers(run_peer, tracker, tmp_path, data):
-    """Start five leechers, and see that they get the same bytes; what is listed then."""
+    """Start five leechers, and check that they get the same bytes; return what is listed then."""
     outs = [tmp_path / f"{number}.bin" for number in range(5)]
     leechers = [run_peer(tracker.port, out) for out in outs]
     for leecher in leechers:
@@ -72,13 +72,13 @@ def test_five_leechers_of_a_slow_seeder_give_each_other_many_of_the_bytes(make_f
 
     def one_after_the_other(request, sock):
         with link:
-            time.sleep(0.06)  # 270 KiB/s for all askers together: time for these to hear of each other
+            time.sleep(0.06)  # 270 KiB/s for all askers together: time for them to hear of each other
         return seeder.on_fetch_chunk(request, sock)
 
     seeder.answers["fetch_chunk"] = one_after_the_other
     ask(tracker.port, join(seeder.address))
     check_leechers(run_peer, tracker, tmp_path, data)
-    assert 31 <= seeder.count("fetch_chunk") < 4.5 * 31, "the seeder sent each chunk to everyone"  # an early endgame asks it for some in vain
+    assert 31 <= seeder.count("fetch_chunk") < 4.5 * 31, "the seeder sent each chunk to everyone"  # an early endgame asks it for some chunks in vain
 
 
 # SW-1: from several at once, the rarest first.
@@ -106,9 +106,9 @@ def test_a_leecher_fetches_from_three_neighbors_at_the_same_time(tracker, neighb
 
 @pytest.mark.spec("SW-1")
 def test_the_rarest_chunk_is_asked_for_first(tracker, neighbor, run_peer, out, gate):
-    """One neighbor alone holds chunk 6, it and a busy one hold 2, 3 and 4, all three the rest: it is asked for 6, then for one of the three.
+    """Only one neighbor holds chunk 6; it and a busy one hold 2, 3 and 4; all three hold the rest. It is asked for 6, then for 2, 3 or 4.
 
-    At any time one of these may be under way at the busy one.
+    At any time one of these three chunks may be under way at the busy one.
     """
     others = [neighbor([0, 1, 5, 7, 8]), neighbor([0, 1, 2, 3, 4, 5, 7, 8])]
     rich = neighbor()
@@ -130,7 +130,7 @@ def test_the_rarest_chunk_is_asked_for_first(tracker, neighbor, run_peer, out, g
 
 @pytest.mark.spec("SW-1")
 def test_those_who_hold_a_chunk_are_counted_whoever_was_heard_last(tracker, neighbor, run_peer, out, gate):
-    """Two hold 0 and 1, three the others; one of the first is heard after two of the others. At any time one chunk may be under way at each."""
+    """Two hold 0 and 1, three hold the others; one of the two is heard after two of the three. Each may have one chunk under way at any time."""
     common = [neighbor(range(2, 9)), neighbor(range(2, 9))]
     rare, rich = neighbor([0, 1]), neighbor()
     for fake in (*common, rare):
@@ -148,7 +148,7 @@ def test_those_who_hold_a_chunk_are_counted_whoever_was_heard_last(tracker, neig
 
 @pytest.mark.spec("SW-1")
 def test_of_chunks_that_are_equally_rare_neither_the_first_nor_the_last_is_taken_each_time(fake_tracker, fake_peer, run_peer, out):
-    """Of thirty: a peer that takes the first one behind a place at random takes them in order once in 10^12 times."""
+    """With thirty chunks, a peer that takes the first one after a random place takes them in order once in 10^12 times."""
     data = some_bytes(30 * KIB)
     only = fake_peer(data, chunk_size=KIB)
     run_peer(fake_tracker(data, [only.address], chunk_size=KIB).port, out, ["--leave"]).ends_with(0)
@@ -159,7 +159,7 @@ def test_of_chunks_that_are_equally_rare_neither_the_first_nor_the_last_is_taken
 @pytest.mark.spec("SW-1", "SW-6")
 @pytest.mark.takes(3)
 def test_neighbors_that_are_gone_do_not_count_when_the_rarest_chunk_is_chosen(tracker, neighbor, run_peer, out, gate):
-    """Three had chunk 6 and went. Of those that are there, one has all, and one all but chunk 6."""
+    """Three had chunk 6 and left. Of the others, one has all chunks, and one has all but chunk 6."""
     gone = [neighbor([6]) for _ in range(3)]
     for fake in gone:
         fake.answers["fetch_chunk"] = lambda request, sock: None  # closes
@@ -171,7 +171,7 @@ def test_neighbors_that_are_gone_do_not_count_when_the_rarest_chunk_is_chosen(tr
     tracker.peers.clear()
     for fake in gone:
         fake.stop()
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # a second or two later: whom it has called again, it has not reached
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # a second or two later, when it has dialled them again in vain
     rich = neighbor()
     rich.wait_for("fetch_chunk")
     gate.set()
@@ -181,7 +181,7 @@ def test_neighbors_that_are_gone_do_not_count_when_the_rarest_chunk_is_chosen(tr
 
 @pytest.mark.spec("SW-1")
 def test_while_there_are_others_a_chunk_that_is_under_way_is_asked_of_nobody_else(tracker, neighbor, run_peer, out, gate):
-    """Two neighbors have everything, a third all but chunk 6: that is the rarest, and only one of the two is asked for it."""
+    """Two neighbors have everything, a third all but chunk 6, so that is the rarest, and only one of the two is asked for it."""
     two, poor = [neighbor(), neighbor()], neighbor([0, 1, 2, 3, 4, 5, 7, 8])
     poor.answers["fetch_chunk"] = busy_until(gate, poor)
     both_were_asked = threading.Barrier(2)
@@ -190,7 +190,7 @@ def test_while_there_are_others_a_chunk_that_is_under_way_is_asked_of_nobody_els
         fake.answers["fetch_chunk"] = lambda request, sock, fake=fake: (fake.count("fetch_chunk") > 1 or both_were_asked.wait(SECONDS) >= 0) and fake.on_fetch_chunk(request, sock)
     program = run_peer(tracker.port, out, ["--leave"])
     for fake in two:
-        fake.wait_for("fetch_chunk")  # the first one of each: one of them may give all the rest
+        fake.wait_for("fetch_chunk")  # the first request to each; one of them may give all the rest
     gate.set()
     program.ends_with(0)
     assert out.read_bytes() == DATA
@@ -298,7 +298,7 @@ def test_a_peer_that_waits_does_not_compute(tracker, neighbor, run_peer, out, co
 @pytest.mark.parametrize("wait", [0, 1.5], ids=["from_the_first", "later"])
 @pytest.mark.takes(1.5)
 def test_a_neighbor_that_dawdles_over_one_chunk_does_not_delay_the_end(tracker, neighbor, run_peer, out, gate, wait):
-    """Others have it, and are heard at once, or when it has been under way for a while."""
+    """Others have that chunk, and are heard at once, or after it has been under way for a while."""
     dawdler, others = neighbor(), [neighbor(), neighbor()]
     for fake in others:
         fake.answers["chunks_query"] = lambda request, sock, fake=fake: (not wait or dawdler.wait_for("fetch_chunk") and not time.sleep(wait)) and fake.on_chunks_query(request, sock)
@@ -307,7 +307,7 @@ def test_a_neighbor_that_dawdles_over_one_chunk_does_not_delay_the_end(tracker, 
         fake.answers["fetch_chunk"] = lambda request, sock, fake=fake: dawdler.wait_for("fetch_chunk") and fake.on_fetch_chunk(request, sock)
     program = run_peer(tracker.port, out, ["--leave"])
     dawdler.wait_for("fetch_chunk")
-    program.ends_with(0, seconds=8)  # the dawdler is waited for ten seconds
+    program.ends_with(0, seconds=8)  # an answer of the dawdler is awaited for ten seconds
     assert out.read_bytes() == DATA
     late = dawdler.fetched()[0]
     assert sum(fake.fetched().count(late) for fake in others) >= 1
@@ -317,7 +317,7 @@ def test_a_neighbor_that_dawdles_over_one_chunk_does_not_delay_the_end(tracker, 
 @pytest.mark.parametrize("others", [[0, 1, 2, 3], []], ids=["another_has_some", "another_has_nothing"])
 @pytest.mark.takes(2)
 def test_what_is_late_is_asked_of_nobody_who_has_not_listed_it(tracker, neighbor, run_peer, out, others):
-    """One neighbor alone has chunk 6, and pauses over it and over the last chunk but one."""
+    """Only one neighbor has chunk 6, and it pauses before giving it, and before the last chunk but one."""
     tracker.lease_ms = 300
     alone, other = neighbor(), neighbor(others)
 
@@ -328,7 +328,7 @@ def test_what_is_late_is_asked_of_nobody_who_has_not_listed_it(tracker, neighbor
     alone.answers["fetch_chunk"] = pauses
     run_peer(tracker.port, out).wait_for("complete")
     assert out.read_bytes() == DATA and set(other.fetched()) <= {index * CHUNK for index in others}
-    tracker.wait_for("active_proof", tracker.count("active_proof") + 2)  # it is in good health
+    tracker.wait_for("active_proof", tracker.count("active_proof") + 2)  # it is still working
 
 
 # SW-6: neighbors that go.
@@ -350,11 +350,11 @@ def test_a_neighbor_that_dies_with_a_chunk_under_way_is_replaced_by_another(trac
 
 @pytest.mark.spec("CQ-4", "FC-8")
 def test_a_neighbor_that_was_started_anew_with_nothing_is_asked_what_it_has_before_it_is_asked_for_more(tracker, neighbor, run_peer, out, gate):
-    """Its first life ends in the middle of a Fetch Chunk; what it listed then says nothing about its second."""
+    """Its first life ends in the middle of a Fetch Chunk; its list from then says nothing about its second life."""
     reborn, other = neighbor([0, 1, 2, 3]), neighbor()
     other.answers["fetch_chunk"] = busy_until(gate, other)
-    second_life = []  # what it was asked in it
-    ended = threading.Event()  # its first life, with whatever connections it had
+    second_life = []  # the requests that came in it
+    ended = threading.Event()  # its first life, with all of its connections
 
     def on_chunks_query(request, sock):
         if not ended.is_set():
@@ -380,7 +380,7 @@ def test_a_neighbor_that_was_started_anew_with_nothing_is_asked_what_it_has_befo
     assert out.read_bytes() == DATA
 
 
-# SW-8: a new peer is used soon.
+# SW-8: new peers are soon used.
 
 
 @pytest.mark.spec("SW-8", "PL-5")
@@ -404,7 +404,7 @@ def test_a_new_seeder_is_used_within_about_a_second(tracker, neighbor, run_peer,
 @pytest.mark.parametrize("giving, seconds", [(1, 2.5), pytest.param(5, 9, marks=[pytest.mark.slow, pytest.mark.takes(6)])], ids=["one_that_gives", "five_that_give"])
 @pytest.mark.takes(2)
 def test_a_new_seeder_is_used_though_others_give_chunks_meanwhile(fake_tracker, fake_peer, run_peer, out, giving, seconds):
-    """About a second later, or a few if there are five others: together they give a chunk each 0.2 s."""
+    """After about a second, or a few seconds if there are five others; together they give a chunk every 0.2 s."""
     data, link = some_bytes(60 * KIB), threading.Lock()
     tracker = fake_tracker(data, chunk_size=KIB)
 
@@ -424,7 +424,7 @@ def test_a_new_seeder_is_used_though_others_give_chunks_meanwhile(fake_tracker, 
     run_peer(tracker.port, out)
     address = tracker.joiner()
     eventually(lambda: len(held(address)) >= 2 * giving, what="some chunks of each")
-    tracker.wait_for("peer_list", tracker.count("peer_list") + (giving == 1))  # then the next list is as far away as it can be
+    tracker.wait_for("peer_list", tracker.count("peer_list") + (giving == 1))  # so that the next list is as far away as it can be
     new, began = another(), time.monotonic()
     new.wait_for("fetch_chunk")
     assert new.times("fetch_chunk")[0] - began < seconds, "and time for a machine that is busy"
@@ -438,7 +438,7 @@ def test_as_many_neighbors_as_there_may_be_that_have_nothing_keep_no_seeder_out(
     useless = [neighbor([]) for _ in range(50)]
     program = run_peer(tracker.port, out, ["--leave"])
     eventually(lambda: any(fake.connections for fake in useless), what="a neighbor")
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # seconds, in which it has dialled as many as it wants
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # two seconds, in which it has dialled as many as it wants
     neighbor()
     program.ends_with(0)
     assert out.read_bytes() == DATA

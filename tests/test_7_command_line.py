@@ -1,6 +1,6 @@
-"""The command line, files, signals and exit codes that any implementation has (SPEC.md, clauses CL).
+"""The command line, files, signals and exit codes of any implementation (SPEC.md, clauses CL).
 
-What our own programs do besides, with shorter times and with faults made inside of them, is in test_command_line.py
+Tests of our own programs, with shorter times and with faults made inside of them, are in test_command_line.py
 and test_faults_system.py.
 """
 
@@ -83,7 +83,7 @@ def test_the_second_peer_on_one_out_ends_at_once_and_the_first_goes_on(tracker, 
 
 @pytest.mark.spec("CL-4")
 def test_of_an_out_part_what_is_right_is_kept_and_the_rest_fetched(tracker, neighbor, run_peer, out):
-    """Also chunks of zeros, as the holes of a sparse file are, and one that is right but for a byte."""
+    """That includes fetching a chunk of zeros, like a hole in a sparse file, and one with a single wrong byte."""
     fake, before = neighbor(), bytearray(DATA)
     before[CHUNK:2 * CHUNK] = bytes(CHUNK)
     before[5 * CHUNK + 7] ^= 1
@@ -128,7 +128,7 @@ def test_what_is_no_file_ends_the_tracker(tmp_path, make):
 @pytest.mark.spec("CL-12", "CL-13")
 @pytest.mark.parametrize("program", ["tracker", "peer"])
 def test_a_port_that_is_taken_ends_either_program(tracker, make_file, tmp_path, out, program):
-    """It is taken by one that listens at all addresses, so that none is free."""
+    """It is taken at all addresses, so that none is free."""
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         command = peer_command(tracker.port, out, "--port", port) if program == "peer" else tracker_command(make_file(1)[0], port=port)
@@ -218,7 +218,7 @@ def test_help_lists_every_option(command, options):
 @pytest.mark.fault(37)
 @pytest.mark.spec("CL-13")
 def test_a_program_whose_stdout_was_closed_goes_on(make_file, out):
-    """As by `| head -1`: the tracker's first lines meet nobody who reads them, and so does a peer's last one."""
+    """As with `| head -1`: nobody reads the tracker's first lines, or the peer's last one."""
     path, data = make_file(DATA)
     with kept(0) as free:
         port = free.getsockname()[1]
@@ -293,7 +293,7 @@ def test_a_tracker_writes_who_joined_and_whose_lease_ran_out(make_file, run_trac
 @pytest.mark.spec("CL-14")
 @pytest.mark.takes(6)
 def test_a_chunk_that_takes_seconds_at_the_upload_limit_comes_whole_and_in_time(fake_tracker, run_peer, tmp_path):
-    """24 KiB at 4 KiB a second, for which an asker waits sixteen. The two that ask after the first may be told BUSY, or have their turn after it."""
+    """24 KiB at 4 KiB a second; an asker waits up to sixteen seconds. The other two may be told BUSY, or have their turn after the first."""
     data = some_bytes(48 * KIB)
     (tmp_path / "out").write_bytes(data)
     tracker = fake_tracker(data, chunk_size=24 * KIB)
@@ -314,7 +314,7 @@ def test_a_chunk_that_takes_seconds_at_the_upload_limit_comes_whole_and_in_time(
 @pytest.mark.spec("CL-14")
 @pytest.mark.takes(6)
 def test_no_more_than_the_upload_limit_comes_to_all_askers_together(make_file, fake_tracker, run_peer, tmp_path):
-    """In five seconds and a bit. That it is not much less is tried on a machine that has time (test_command_line.py)."""
+    """Over a little more than five seconds. That it is not much less is tested where there is time (test_command_line.py)."""
     data = some_bytes(256 * KIB)
     (tmp_path / "out").write_bytes(data)
     tracker = fake_tracker(data, chunk_size=64 * KIB)
@@ -366,7 +366,7 @@ def test_when_nobody_has_a_chunk_for_sixty_seconds_a_leecher_ends_and_keeps_what
     began = time.monotonic()
     text = program.ends_with(7, seconds=80)
     assert time.monotonic() - began > 55, "it gave up early"
-    how_much = ("12", "16", "1 of 9", "1 chunk", str(3 * CHUNK))  # of a hundred; KiB or bytes; chunks; which
+    how_much = ("12", "16", "1 of 9", "1 chunk", str(3 * CHUNK))  # percent; KiB or bytes; chunks; which one
     assert not out.exists() and any(words in text for words in how_much), "it says how much is missing"
     part = part_of(out).read_bytes()
     assert part[:3 * CHUNK] == DATA[:3 * CHUNK] and part[4 * CHUNK:] == DATA[4 * CHUNK:]
@@ -379,7 +379,7 @@ def test_a_peer_that_is_there_before_its_tracker_joins_when_that_is_up(fake_trac
     with kept(0) as free:  # a port at which nobody listens
         port = free.getsockname()[1]
         program = run_peer(port, out, ["--leave"])
-        time.sleep(1)  # the fault's time: whoever tries only once, or a few times at once, has ended
+        time.sleep(1)  # the fault's time: a peer that tries only once, or a few times at once, has ended
         fake_tracker(DATA, [seeder.address], chunk_size=CHUNK, port=port)
         program.ends_with(0)
     assert out.read_bytes() == DATA

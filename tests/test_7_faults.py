@@ -1,7 +1,7 @@
 """Faults over the wire: what a network, other peers and a tracker do wrong, and what any implementation must do then.
 
-The numbers are those of lab/FAULTS.md. The other side is a fake that is honest but for one
-fault. What must be waited for too long is tried in test_faults_network.py, on our own programs with shorter times.
+The numbers are those of lab/FAULTS.md. The other side is a fake that is honest except for one
+fault. Faults that take too long are tested in test_faults_network.py, on our own programs with shorter times.
 """
 
 import os
@@ -27,13 +27,13 @@ def leecher(run_peer, tracker, out):
 
 
 def all_closed(neighbor):
-    """Whether a fake was called, and every connection to it has ended."""
+    """Whether a fake has had connections, and all of them have ended."""
     return bool(neighbor.connections) and all(sock.fileno() < 0 for sock in list(neighbor.connections))
 
 
 @pytest.fixture
 def slow_seeder(neighbor):
-    """slow_seeder(): an honest neighbor whose first chunk takes 0.3 s: time enough for the asker to call others meanwhile."""
+    """slow_seeder(): an honest neighbor whose first chunk takes 0.3 s, so that the asker has time to dial others."""
     def make():
         fake = neighbor()
 
@@ -45,7 +45,7 @@ def slow_seeder(neighbor):
     return make
 
 
-# Row 1: lengths that cannot be.
+# Row 1: impossible lengths.
 
 
 @pytest.mark.fault(1)
@@ -99,7 +99,7 @@ def test_wrong_chunks_are_thrown_away_their_neighbors_banned_and_the_chunks_fetc
         "one byte long": lambda chunk: chunk + b"x",
         "no bytes": lambda chunk: b"",  # `2a 00`: a chunk nevertheless
         "another chunk": lambda chunk: chunks[5] if chunk != chunks[5] else chunks[0],
-        "a longer one for the last": lambda chunk: chunks[5],  # which is short, and an answer may be 64 KiB more
+        "a longer one for the last": lambda chunk: chunks[5],  # which is short, but an answer may be 64 KiB longer
         "zeros": lambda chunk: bytes(len(chunk)),
     }
     liars = {name: neighbor([8]) if "last" in name else neighbor() for name in wrong}
@@ -112,21 +112,21 @@ def test_wrong_chunks_are_thrown_away_their_neighbors_banned_and_the_chunks_fetc
     assert not held(tracker.joiner()) and not out.exists()
     assert b"wrong" not in out.with_name("out.bin.part").read_bytes()
     asked = {name: (len(liar.connections), liar.count("fetch_chunk")) for name, liar in liars.items()}
-    tracker.wait_for("peer_list")  # a second later: those that are not banned will be dialled again
+    tracker.wait_for("peer_list")  # a second later, when any that are not banned are dialled again
     slow_seeder()
     program.ends_with(0)
     assert out.read_bytes() == DATA
     assert {name: (len(liar.connections), liar.count("fetch_chunk")) for name, liar in liars.items()} == asked
-    assert max(fetches for _, fetches in asked.values()) <= 2  # one is enough; a second may have been under way
+    assert max(fetches for _, fetches in asked.values()) <= 2  # one request is enough; a second may have been under way
 
 
-# Row 48: answers in another order.
+# Row 48: answers in the wrong order.
 
 
 @pytest.mark.fault(48)
 @pytest.mark.spec("FC-15", "FC-9")
 def test_nothing_of_a_neighbor_that_answers_in_another_order_is_kept(tracker, neighbor, leecher, out):
-    """Every chunk comes with the bytes of its successor; what it was asked for goes to the honest one."""
+    """Every answer has the bytes of the next chunk; its chunks are then asked of the honest one."""
     chunks = split(DATA, CHUNK)
     liar = neighbor()
     liar.answers["fetch_chunk"] = lambda request, sock: Response(chunk=chunks[(request.chunk_id // CHUNK + 1) % len(chunks)])
@@ -155,7 +155,7 @@ def test_in_the_endgame_a_wrong_answer_is_not_the_one_that_counts(neighbor, leec
     assert len(liar.fetched()) == 1
 
 
-# Row 11: promises that are not kept.
+# Row 11: broken promises.
 
 
 @pytest.mark.fault(11)
@@ -171,7 +171,7 @@ def test_neighbors_that_refuse_three_listed_chunks_in_a_row_are_banned(tracker, 
         eventually(lambda: all_closed(liar), what=f"the end of all connections to the neighbor that answers with code {code}")
     asked = {code: (len(liar.connections), liar.count("fetch_chunk")) for code, liar in liars.items()}
     assert max(fetches for _, fetches in asked.values()) <= 5  # three are enough; more may have been under way
-    tracker.wait_for("peer_list")  # a second later: those that are not banned will be dialled again
+    tracker.wait_for("peer_list")  # a second later, when any that are not banned are dialled again
     slow_seeder()
     program.ends_with(0)
     assert out.read_bytes() == DATA
@@ -181,7 +181,7 @@ def test_neighbors_that_refuse_three_listed_chunks_in_a_row_are_banned(tracker, 
 @pytest.mark.fault(11)
 @pytest.mark.spec("FC-10")
 def test_after_three_refusals_in_a_row_a_neighbor_is_asked_for_nothing_more(neighbor, leecher):
-    """Unless the fourth request was sent before the third answer came, or comes on a second connection."""
+    """Except for a fourth request that was sent before the third answer came, or on a second connection."""
     liar, ahead = neighbor(), []
 
     def refuse(request, sock):
@@ -216,7 +216,7 @@ def test_a_chunk_that_is_given_makes_good_for_two_that_were_refused(neighbor, le
     assert out.read_bytes() == DATA
 
 
-# Row 12: answers that do not come, or not whole.
+# Row 12: answers that never come, or only in part.
 
 
 @pytest.mark.fault(12)
@@ -228,7 +228,7 @@ def test_a_neighbor_that_never_answers_holds_up_nobody_else(neighbor, leecher, o
     honest.answers["chunks_query"] = lambda request, sock: silent.wait_for(request_name) and honest.on_chunks_query(request, sock)
     program = leecher()
     silent.wait_for(request_name)
-    program.ends_with(0, seconds=8)  # the silent one is waited for ten seconds
+    program.ends_with(0, seconds=8)  # it waits ten seconds for the silent one
     assert out.read_bytes() == DATA
 
 
@@ -243,7 +243,7 @@ def test_with_the_largest_chunks_too_a_silent_neighbor_holds_up_nobody_else(fake
     tracker = fake_tracker(data, [silent.address, honest.address], chunk_size=size)
     program = run_peer(tracker.port, out, ["--leave"])
     silent.wait_for("fetch_chunk")
-    program.ends_with(0, seconds=8)  # the silent one is waited for ten seconds
+    program.ends_with(0, seconds=8)  # it waits ten seconds for the silent one
     assert out.read_bytes() == data
 
 
@@ -252,9 +252,9 @@ def test_with_the_largest_chunks_too_a_silent_neighbor_holds_up_nobody_else(fake
 @pytest.mark.slow
 @pytest.mark.takes(16)
 def test_a_neighbor_that_is_silent_or_dribbles_is_given_up_in_the_time_that_an_answer_has(tracker, neighbor, run_peer, out):
-    """10 s for one that says nothing, up to 20 s in the middle; a chunk of 16 KiB that comes byte by byte has 14 s."""
+    """10 s for one that says nothing, up to 20 s in mid-answer; a chunk of 16 KiB that comes byte by byte has 14 s."""
     silent, stopped, dribbling = fakes = [neighbor() for _ in range(3)]
-    began, gone = {}, {}  # fake -> when it was asked for its first chunk, after how many seconds it saw the end of that exchange
+    began, gone = {}, {}  # fake -> when it was asked for its first chunk; seconds until it saw the end of that exchange
 
     def until_closed(fake, sock, piece):
         began.setdefault(fake, time.monotonic())
@@ -279,18 +279,18 @@ def test_a_neighbor_that_is_silent_or_dribbles_is_given_up_in_the_time_that_an_a
     dribbling.answers["fetch_chunk"] = lambda request, sock: begin_and(dribbling, sock, b"x")
     run_peer(tracker.port, out)
     eventually(lambda: len(began) == 3, what="a request to each")
-    give_up = time.monotonic() + 22  # not as eventually() waits: it is less patient with a program that has failed before
+    give_up = time.monotonic() + 22  # eventually() would be less patient with a program that has failed before
     while len(gone) < 3 and time.monotonic() < give_up:
         time.sleep(0.1)
     assert len(gone) == 3, f"still waited for: {[name for name, fake in zip(('silent', 'stopped', 'dribbling'), fakes) if fake not in gone]}"
 
 
-# Row 14: connections that say nothing, or half a word.
+# Row 14: connections that send nothing, or half a request.
 
 
 @pytest.fixture
 def room_for_sockets():
-    """As many descriptors as a crowd of connections needs."""
+    """Enough descriptors for a crowd of connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < 2048:
         resource.setrlimit(resource.RLIMIT_NOFILE, (2048 if hard < 0 else min(2048, hard), hard))
@@ -324,7 +324,7 @@ def test_more_idle_connections_than_there_is_room_for_are_bounded_and_hold_up_ne
 @pytest.mark.spec("WF-13")
 @pytest.mark.takes(3)
 def test_who_is_being_sent_a_chunk_does_not_make_room_for_others(fake_tracker, run_peer, out, room_for_sockets):
-    """It is the oldest connection, of which 539 newer ones wait for a request."""
+    """Its connection is the oldest; 539 newer ones wait for a request."""
     size = 16 << 20
     data = some_bytes(size)
     out.write_bytes(data)
@@ -336,7 +336,7 @@ def test_who_is_being_sent_a_chunk_does_not_make_room_for_others(fake_tracker, r
     try:
         with connect(address) as busy:
             busy.sendall(framed(fetch_chunk(0)))
-            head = receive_bytes(busy, 8)  # no more of it for now: it does not fit into the buffers between the two
+            head = receive_bytes(busy, 8)  # no more for now: the answer does not fit into the buffers between the two
             for _ in range(539):
                 idle.append(connect(address))
             eventually(lambda: any(is_closed(sock, 0.001) for sock in idle), what="room for those that are too many")
@@ -371,7 +371,7 @@ def test_busy_neighbors_are_asked_again_after_pauses_and_not_twenty_times_a_seco
 @pytest.mark.fault(15)
 @pytest.mark.spec("FC-7")
 def test_a_neighbor_that_serves_one_at_a_time_is_not_pestered_by_a_second_connection(fake_tracker, fake_peer, run_peer, out):
-    """A second connection to the only useful neighbor pays, but when it is told BUSY that is no reason to begin anew at once."""
+    """A second connection to the only useful neighbor pays off, but if it is told BUSY, it must not try again at once."""
     data = some_bytes(100 * KIB)
     alone = fake_peer(data, chunk_size=KIB)
     refused, serving = [], threading.Lock()
@@ -391,7 +391,7 @@ def test_a_neighbor_that_serves_one_at_a_time_is_not_pestered_by_a_second_connec
     assert most_in_a_second(refused) <= 20
 
 
-# Row 18: a peer list without end.
+# Row 18: an endless peer list.
 
 
 @pytest.mark.fault(18)
@@ -401,14 +401,14 @@ def test_a_neighbor_that_serves_one_at_a_time_is_not_pestered_by_a_second_connec
 def test_of_a_hundred_thousand_addresses_fifty_are_neighbors(tracker, fake_peer, leecher, out, gate):
     everyone = fake_peer(DATA, chunk_size=CHUNK, host="0.0.0.0")
     everyone.answers["fetch_chunk"] = busy_until(gate, everyone)
-    called = set()  # at which of its addresses; a connection may be kept, or be for one request
+    called = set()  # the addresses at which it was asked; a connection may be kept, or serve one request
     everyone.answers["chunks_query"] = lambda request, sock: called.add(sock.getsockname()[0]) or everyone.on_chunks_query(request, sock)
     tracker.peers = [f"127.{1 + n // 62500}.{n // 250 % 250}.{1 + n % 250}:{everyone.port}" for n in range(100_000)]
     assert len(set(tracker.peers)) == 100_000
     program = leecher()
 
     def open_now():
-        """At which addresses connections are open."""
+        """The addresses with open connections."""
         found = []
         for sock in list(everyone.connections):
             try:
@@ -417,7 +417,7 @@ def test_of_a_hundred_thousand_addresses_fifty_are_neighbors(tracker, fake_peer,
                 pass  # closed
         return found
     eventually(lambda: called, what="a neighbor")
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # while all are busy it asks now and then, and dials
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # while all are busy, it keeps asking and dialling
     eventually(lambda: len(set(open_now())) <= 50, what="fifty at a time")
     assert len(open_now()) <= 100, "two connections to each at most"
     assert program.resident() < 400 << 20
@@ -459,7 +459,7 @@ def test_fifty_dead_addresses_and_a_good_one(tracker, neighbor, leecher, out):
 @pytest.mark.takes(3)
 def test_a_neighbor_that_fails_is_dialled_again_but_not_at_once_again_and_again(neighbor, leecher, out):
     failing = neighbor()
-    connections = []  # how many there were at each query
+    connections = []  # number of connections at each query
 
     def closes_twice(request, sock):
         connections.append(len(failing.connections))
@@ -484,7 +484,7 @@ def test_the_pauses_before_a_neighbor_that_always_fails_is_dialled_again_grow(ne
     leecher()
 
     def pauses():
-        """Between one time and the next: two within 0.3 s are of one, over two connections."""
+        """Pauses between attempts; two within 0.3 s are one attempt over two connections."""
         times = failing.times("chunks_query")
         began = [at for before, at in zip([0, *times], times) if at - before > 0.3]
         return [after - before for before, after in zip(began, began[1:])]
@@ -499,7 +499,7 @@ def test_the_pauses_before_a_neighbor_that_always_fails_is_dialled_again_grow(ne
 @pytest.mark.spec("AP-4", "AP-7")
 @pytest.mark.takes(1)
 def test_after_a_proof_that_nobody_answers_the_next_one_comes_before_the_lease_ends(tracker, run_peer, out):
-    """After one of several proofs, that is: a busy machine may hold up some."""
+    """Among several proofs, one such pause is enough: a busy machine may delay others."""
     tracker.lease_ms = 2000
     tracker.answers["active_proof"] = never
     run_peer(tracker.port, out)
@@ -543,7 +543,7 @@ def test_a_tracker_that_was_killed_and_restarted_lists_its_peers_again_and_they_
     leecher = run_peer(tracker.port, out, ["--leave"])
 
     def others():
-        """Whom the tracker lists beside the seeder, which joins each time: its lease is short."""
+        """The peers listed besides the seeder, which joins each time because its lease is short."""
         return set(ask(tracker.port, join(seeder.address)).peer_list.addresses) - {seeder.address}
     try:
         eventually(lambda: others() and seeder.count("fetch_chunk"), what="a request for a chunk")
@@ -570,7 +570,7 @@ def swarm_of_two(tracker, neighbor, run_peer, tmp_path, gate):
         gate.wait(SECONDS)
         with lock:
             if request.chunk_id in served and request.busy_ok:
-                return bad(pb.BUSY)  # so whoever has not got it must get it from the other leecher
+                return bad(pb.BUSY)  # so the other leecher must get it from the first
             served.add(request.chunk_id)
         return seeder.on_fetch_chunk(request, sock)
 
@@ -585,7 +585,7 @@ def swarm_of_two(tracker, neighbor, run_peer, tmp_path, gate):
     tracker.answers["join"] = when_both_have_joined
     leechers = [run_peer(tracker.port, tmp_path / name) for name in ("one.bin", "two.bin")]
     tracker.wait_for("join", 2)
-    seeder.wait_for("fetch_chunk", 2)  # so both have the answer
+    seeder.wait_for("fetch_chunk", 2)  # so both have the answer to Join
     return seeder, leechers
 
 
@@ -597,12 +597,12 @@ def check_files(leechers, tmp_path):
 
 @pytest.mark.fault(23)
 @pytest.mark.spec("SW-4")
-@pytest.mark.slow  # three peer lists, one a second, pass while the tracker dies, and more of them afterwards
+@pytest.mark.slow  # it waits for three peer lists, one a second, while the tracker dies, and for more afterwards
 @pytest.mark.takes(2)
 def test_the_swarm_finishes_without_a_tracker_that_died_after_the_first_peer_list(tracker, swarm_of_two, tmp_path, gate):
     _, leechers = swarm_of_two
-    tracker.answers.clear()  # from now on it closes at every request
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 3)  # each asks once a second: so both have most likely found that out
+    tracker.answers.clear()  # from now on it closes the connection at every request
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 3)  # each asks once a second, so both have most likely noticed
     tracker.stop()
     gate.set()
     check_files(leechers, tmp_path)
@@ -612,13 +612,13 @@ def test_the_swarm_finishes_without_a_tracker_that_died_after_the_first_peer_lis
 @pytest.mark.spec("SW-4", "SW-6")
 @pytest.mark.takes(1)
 def test_a_tracker_that_hangs_does_not_keep_a_leecher_from_its_neighbors(tracker, neighbor, leecher, out):
-    """A neighbor that failed once is dialled again after a second, not when the tracker was waited for in vain."""
+    """A neighbor that failed once is dialled again after a second, not only once the wait for the tracker is over."""
     seeder = neighbor()
     tracker.answers["peer_list"] = tracker.answers["active_proof"] = never
     seeder.answers["chunks_query"] = first(lambda request, sock: None, seeder.on_chunks_query)
     program = leecher()
     seeder.wait_for("chunks_query")
-    program.ends_with(0, seconds=8)  # it is waited for ten seconds
+    program.ends_with(0, seconds=8)  # the wait for the tracker is ten seconds
     assert out.read_bytes() == DATA
 
 
@@ -647,10 +647,10 @@ def test_the_last_chunk_is_asked_of_a_second_neighbor_when_the_first_is_slow_and
     fast.answers["fetch_chunk"] = lambda request, sock: slow.wait_for("fetch_chunk") and fast.on_fetch_chunk(request, sock)
     program = run_peer(tracker.port, out)
     slow.wait_for("fetch_chunk")
-    program.wait_for("complete", seconds=8)  # the slow one is waited for ten seconds
+    program.wait_for("complete", seconds=8)  # it waits ten seconds for the slow one
     assert slow.fetched()[0] in fast.fetched()
     written = out.stat().st_mtime_ns
-    gate.set()  # now the same chunk comes once more, if it is still waited for
+    gate.set()  # now the same chunk comes again, unless the peer has stopped waiting for it
     give_up = time.monotonic() + 1
     eventually(lambda: all_closed(slow) or time.monotonic() > give_up, what="the end of all connections to the slow one, or a second")  # they may be kept
     assert sorted(held(tracker.joiner())) == [index * CHUNK for index in range(9)]
@@ -668,7 +668,7 @@ def test_the_last_chunk_is_asked_of_a_second_neighbor_when_the_first_is_slow_and
 def test_a_limit_on_the_size_of_files_ends_the_peer_with_one_line(tracker, neighbor, out, left):
     neighbor()
     part = out.with_name("out.bin.part")
-    part.write_bytes(left)  # of full size: it is a write that meets the limit, and may be short at first
+    part.write_bytes(left)  # if of full size, a write meets the limit, and may first be short
     limit = CHUNK + CHUNK // 2
 
     def limited():
