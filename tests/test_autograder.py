@@ -1,4 +1,4 @@
-"""The zip for Gradescope: what is in it, what is not, and a submission graded by it as Gradescope's harness does.
+"""The zip for Gradescope: what is in it, what is not, and how it grades a submission under Gradescope's harness.
 
 Reading order: the zip - wrong usage - the harness.
 """
@@ -66,7 +66,7 @@ def test_it_has_no_line_of_a_solution(tmp_path):
             inside |= {line.strip() for part in node.body[bool(starter.ast.get_docstring(node)):] for line in starter.ast.unparse(part).splitlines()}
     assert len(inside) > 100
     shown = {line.strip() for line in text.splitlines()}
-    assert len({line for line in inside & shown if len(line) > 30}) < 3  # what any program has
+    assert len({line for line in inside & shown if len(line) > 30}) < 3  # lines that any program has
 
 
 def test_the_same_files_make_the_same_zip_and_hidden_tests_and_options_are_in_it(tmp_path, hidden):
@@ -95,14 +95,14 @@ def test_wrong_usage_is_told_in_one_line(tmp_path, arguments, complaint):
     assert os.listdir(tmp_path) == []
 
 
-# The harness. It unpacks the zip into /autograder/source, and runs /autograder/run_autograder as root; here that folder is another.
+# The harness. It unpacks the zip into /autograder/source, and runs /autograder/run_autograder as root; here the folder is another one.
 
 
 @pytest.fixture
 def gradescope(tmp_path, hidden):
     """gradescope(submission, options): (results.json, what was printed) of one run as root, for another user's programs.
 
-    In a folder of its own: every pytest that starts makes the one above tmp_path unreadable for others.
+    It has its own folder, because every pytest that starts makes the one above tmp_path unreadable for others.
     """
     def run(fill, *options):
         with tempfile.TemporaryDirectory(prefix="p2p-autograder-") as folder:
@@ -138,7 +138,7 @@ def test_a_submission_in_a_folder_is_graded_as_another_user_who_cannot_read_the_
     (hidden / "test_4_spy.py").write_text(SPY)
     content, printed = gradescope(lambda folder: starter.write(folder / "my lab", written=range(8)), "--stage", "4")
     assert content["score"] == content["extra_data"]["max_score"] > 0, printed
-    assert content["extra_data"]["passed"] == content["extra_data"]["of"] > 4  # with both hidden ones
+    assert content["extra_data"]["passed"] == content["extra_data"]["of"] > 4  # including both hidden ones
 
 
 @OTHER_USER

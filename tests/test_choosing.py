@@ -1,7 +1,7 @@
-"""The policies, without network: which chunk to ask of whom, who is listed, how fast, what is refused.
+"""The policies, without network: which chunk to ask whom for, who is listed, how fast, what is refused.
 
-The only tests that import peer.py and tracker.py; all others speak with them over the wire. What is
-random here has a seed, and what needs a clock has one that the test sets.
+These tests import peer.py and tracker.py; most others speak with them over the wire. Random choices have
+a seed here, and code that needs a clock gets one that the test sets.
 """
 
 import queue
@@ -26,7 +26,7 @@ def bits(*indexes):
 
 
 def members(bitfield):
-    """The indexes in a bitfield, told one by one: slow, and another code than peer.indexes."""
+    """The indexes in a bitfield, one by one: slow, but independent of peer.indexes."""
     return {index for index in range(bitfield.bit_length()) if bitfield >> index & 1}
 
 
@@ -107,7 +107,7 @@ def test_choosing_agrees_with_counting_one_by_one():
 
 
 def check_books(picker, lists):
-    """What the picker knows is what `lists` has, a dict of neighbor to set of chunks."""
+    """Check that the picker knows exactly what is in `lists`, a dict of neighbor to set of chunks."""
     mine = members(picker.held)
     for neighbor, listed in lists.items():
         assert members(picker.wanted(neighbor)) == listed - mine
@@ -178,7 +178,7 @@ def test_endgame_asks_a_second_neighbor_when_the_first_takes_twice_as_long_as_us
     picker.add("a", bits(2))
     assert picker.choose("a", 0) == 2
     picker.release("a", 2)
-    picker.arrived(2, 1.0)  # so an exchange takes one second here
+    picker.arrived(2, 1.0)  # so that an exchange takes one second here
     under_way = {picker.choose("a", 10), picker.choose("a", 10)}
     assert under_way == {0, 1}
     assert picker.choose("b", 11.9) is None, "not yet late"
@@ -419,7 +419,7 @@ def test_sweeping_takes_out_those_whose_lease_ran_out_and_no_other(swarm, clock)
     clock.now += 4
     swarm.renew(B)
     clock.now += 4
-    swarm.renew(A)  # so B is the first to go, though A was the first to come
+    swarm.renew(A)  # so that B is the first to go, although A was the first to come
     assert swarm.sweep() == []
     clock.now += 6
     assert swarm.sweep() == [B]
@@ -582,7 +582,7 @@ def test_a_slot_that_comes_free_at_once_is_waited_for_when_chunks_are_as_short_a
 
 
 class Time:
-    """Stands for the module: its clock goes on when somebody sleeps."""
+    """Stands in for the module; its clock advances when somebody sleeps."""
 
     def __init__(self):
         self.now = 100.0
@@ -750,7 +750,7 @@ def test_of_a_neighbor_that_proposed_a_chunk_only_this_one_is_taken_and_only_if_
 
 
 def test_only_a_neighbor_that_was_to_wait_for_news_and_did_not_is_left_alone_for_a_while():
-    """One that was asked beside chunks answers at once, and has more chunks to give."""
+    """A neighbor asked for chunks at the same time answers at once, and has more chunks to give."""
     for waits in (False, True):
         owner = types.SimpleNamespace(file=peer.Description("a", 4, 1, bytes(128)), lock=threading.Lock(), picker=peer.Picker(4))
         neighbor = peer.Neighbor(("10.0.0.1", 1))
@@ -938,7 +938,7 @@ def test_the_chunk_size_is_doubled_until_there_are_few_enough_chunks():
 
 
 class JoinsMeanwhile:
-    """A peer that is asked before it knows the file, and learns of it after the first look."""
+    """A peer that is asked before it knows the file, and learns about it after the first look."""
 
     def __init__(self):
         self.looks = 0

@@ -1,4 +1,4 @@
-"""Grading a folder of submissions: lab/grader/class.py as instructors run it, on very short gradings.
+"""Grading a folder of submissions: lab/grader/class.py as instructors run it, with very short gradings.
 
 Reading order: marks - again, and after a kill - what is wrong - from results.json to rows.
 """
@@ -103,7 +103,7 @@ def test_a_mark_that_says_grade_again_is_graded_again(submissions, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_run_that_was_killed_goes_on_where_it_was(ending, submissions, tmp_path, number):
-    """One that never says its port holds the run up until it is killed."""
+    """A tracker that never prints its port holds up the run until it is killed."""
     marks = tmp_path / "marks"
     starter.write(submissions / "slow")
     (submissions / "slow" / "tracker.py").write_text("import time\ntime.sleep(60)\n")
@@ -115,7 +115,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(ending, submissions, tmp_pat
     assert program.wait() == {signal.SIGKILL: -9, signal.SIGINT: 130}[number]
     if number == signal.SIGKILL:
         for pid in graders:
-            os.kill(pid, signal.SIGTERM)  # nobody is left to end it; by itself it would end within its limit
+            os.kill(pid, signal.SIGTERM)  # nobody else ends it; by itself it would end within its limit
     else:
         assert [student for student, _ in table(marks)] == ["Ada L, 12"] * 2 + ["bob"] * 2 + ["carol"]
     starter.write(submissions / "Zoe", written=range(8))
@@ -157,7 +157,7 @@ def test_two_runs_do_not_share_a_folder_of_marks(submissions, tmp_path):
 
 @pytest.fixture(scope="module")
 def grade_class():
-    spec = importlib.util.spec_from_file_location("class_py", CLASS)  # class is no name that can be imported
+    spec = importlib.util.spec_from_file_location("class_py", CLASS)  # class is a keyword and cannot be imported by name
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""Points for GitHub Classroom: a results.json as its reporter takes it, and the workflow that instructors copy."""
+"""Points for GitHub Classroom: a results.json as input for its reporter, and the workflow that instructors copy."""
 
 import base64
 import json
@@ -16,11 +16,11 @@ from harness import ROOT
 pytestmark = pytest.mark.ours
 CLASSROOM = os.path.join(ROOT, "lab", "grader", "classroom.py")
 WORKFLOW = pathlib.Path(ROOT, "lab", "instructor", "classroom.yml").read_text()
-LONGEST = 128 << 10  # bytes of one variable of the environment
+LONGEST = 128 << 10  # bytes of one environment variable
 
 
 def told(path):
-    """{name: what was told under it} of classroom.py."""
+    """{name: value} as printed by classroom.py."""
     ended = subprocess.run([sys.executable, CLASSROOM, str(path)], capture_output=True, text=True, timeout=20)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert max(map(len, ended.stdout.splitlines())) < LONGEST

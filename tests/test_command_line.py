@@ -1,7 +1,7 @@
 """Command line, OUT and OUT.part, events, and the file's description (SPEC.md, clauses CL and FD).
 
-What goes wrong with files, disks, ports, signals and bugs (CL-5 to CL-7, CL-9, CL-11, CL-12, CL-16) and with
-what a tracker describes (FD-3, FD-5) is in test_faults_system.py.
+Faults of files, disks, ports, signals and bugs (CL-5 to CL-7, CL-9, CL-11, CL-12, CL-16) and of the description
+that a tracker sends (FD-3, FD-5) are in test_faults_system.py.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ OPTIONS = ["--host", "--port", "--upload-limit", "--events", "--quiet", "--versi
 
 
 def skip_without_ipv6(host="::1"):
-    """Skip a test with this address, if it is one of IPv6 and there is no IPv6 here."""
+    """Skip a test with this address if it is an IPv6 address and there is no IPv6 here."""
     try:
         socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError:
@@ -87,7 +87,7 @@ def test_a_lease_that_the_answer_has_no_room_for_is_refused_or_cut(make_file, en
 
 
 def printed_commands(tracker):
-    """(address, OUT) of each command with which to join that the tracker printed."""
+    """(address, OUT) of each command for joining that the tracker printed."""
     return re.findall(rf"^\s+\S.*\s'?(\S+:{tracker.port})'? (.+)$", tracker.output, re.M)
 
 
@@ -175,7 +175,7 @@ def test_the_ports_that_others_must_reach_are_told_and_the_seeder_has_the_next_o
 
 @contextlib.contextmanager
 def two_free_ports():
-    """Two ports, one after the other, kept for a tracker and its seeder."""
+    """Two consecutive ports, reserved for a tracker and its seeder."""
     for _ in range(100):
         with kept(0) as first, contextlib.suppress(OSError, OverflowError), kept(first.getsockname()[1] + 1) as second:
             yield first.getsockname()[1], second.getsockname()[1]
@@ -443,11 +443,11 @@ def test_a_rate_is_in_bytes_per_second_and_takes_the_same_units(make_file, run_t
         began = time.monotonic()
         assert ask(seeder, fetch_chunk(0)).chunk == data
         return time.monotonic() - began
-    assert 0.2 < timely(fetch, 1) < 1  # a chunk of 256 KiB takes a quarter of a second; at as many bits a second it would take two
+    assert 0.2 < timely(fetch, 1) < 1  # a chunk of 256 KiB takes a quarter of a second; if the limit were in bits, it would take two
 
 
 def read_all_the_time(address, seconds, arrivals):
-    """Ask for chunk 0 again and again, two requests ahead, and note (time, bytes) of whatever arrives."""
+    """Keep asking for chunk 0, two requests ahead, and note (time, bytes) of whatever arrives."""
     frame = len(framed(harness.Response(chunk=bytes(CHUNK))))
     request = framed(fetch_chunk(0))
     with connect(address) as sock:
@@ -462,7 +462,7 @@ def read_all_the_time(address, seconds, arrivals):
 
 
 def note_hold_ups(seconds, held_up):
-    """Note for how long this machine held up a thread that wants to wake up every 10 ms."""
+    """Note how long this machine delays a thread that wants to wake up every 10 ms."""
     end = time.monotonic() + seconds
     while (before := time.monotonic()) < end:
         time.sleep(0.01)
@@ -472,10 +472,10 @@ def note_hold_ups(seconds, held_up):
 
 @pytest.mark.spec("CL-14")
 def test_the_upload_limit_holds_within_3_percent_over_all_uploads_together(fake_tracker, run_peer, make_file):
-    """The one test here that must take its time: what is promised is an average over 5 s.
+    """The one test here that must take its time, because the limit is an average over 5 s.
 
-    At most so many bytes may come between the first request and any later moment, however busy this machine is. The
-    time for which it held up this process too does not count against the program.
+    It bounds the bytes that come between the first request and any later moment, however busy this machine is. The
+    time for which this process, too, was held up does not count against the program.
     """
     path, data = make_file(2 * CHUNK)
     tracker = fake_tracker(data)
@@ -551,13 +551,13 @@ def test_progress_lines_are_rare_where_there_is_no_terminal(half_way, run_peer, 
     tracker, neighbor = half_way
     peer = run_peer(tracker.port, tmp_path / "out", extra=["--leave"])
     neighbor.wait_for("fetch_chunk", 2)
-    time.sleep(0.5)  # the fault's time: two looks at the progress
+    time.sleep(0.5)  # the fault's time: two checks of the progress
     neighbor.released.set()
     assert "%" not in peer.ends_with(0)
 
 
 def the_rest_of(terminal):
-    """What is read from a terminal until its other end is closed, which some systems tell by an error."""
+    """What is read from a terminal until its other end is closed, which some systems report as an error."""
     read = b""
     try:
         while more := os.read(terminal, 1000):
@@ -604,7 +604,7 @@ WRONG_FOR_TRACKER = [
 
 
 def bare(command, *placeholders):
-    """A command without what stands for its arguments."""
+    """A command without the placeholders of its arguments."""
     return [word for word in command if word not in placeholders]
 
 
@@ -621,7 +621,7 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(command):
 # Events.
 
 
-FIELDS = {  # of our two programs; the spec leaves them to whoever writes
+FIELDS = {  # of our two programs; the spec leaves them to the author
     "start": {"port": int, "upload_limit": (int, type(None))}, "joined": {}, "listed": {"peer": str}, "expired": {"peer": str},
     "neighbor_added": {"neighbor": str}, "neighbor_dropped": {"neighbor": str, "reason": str},
     "sent": {"chunk": int, "bytes": int, "to": str, "seconds": float}, "fetched": {"chunk": int, "bytes": int, "of": str}, "complete": {"bytes": int},
@@ -637,7 +637,7 @@ def test_every_kind_of_event_is_written_with_its_time_and_its_fields(make_file, 
     seeder = the_seeder(tracker)
     run_peer(tracker.port, tmp_path / "out", extra=["--events", str(peers)])
     eventually(lambda: events_in(peers, "complete") and events_in(peers, "neighbor_dropped"), what="the peer's last events")
-    ask(tracker.port, active_proof("127.0.0.1:5000"))  # of nobody that joined: it is listed, and expires
+    ask(tracker.port, active_proof("127.0.0.1:5000"))  # from a peer that has not joined: it is listed, and expires
     eventually(lambda: events_in(trackers, "expired"), what="the end of a lease")
 
     for path, kinds in ((trackers, {"start", "joined", "listed", "expired", "sent", "complete"}),
@@ -666,7 +666,7 @@ def test_events_are_appended_to_those_of_an_earlier_run(fake_tracker, run_peer, 
 
 @pytest.mark.spec("CL-15")
 def test_no_event_is_lost_when_the_program_ends(fake_tracker, fake_peer, run_patched, tmp_path):
-    """One of the threads that verify is slow to write its event; meanwhile another one verifies the last chunk."""
+    """One verifying thread is slow to write its event; meanwhile another one verifies the last chunk."""
     slow = """
 import threading
 write, slow = peer.Events.__call__, []
@@ -687,7 +687,7 @@ peer.Events.__call__ = slowly
 
 
 WALL_CLOCKS = [
-    "hours = iter(range(10**9)); time.time = lambda: 1e9 + 3600 * next(hours)",  # jumps an hour at every look
+    "hours = iter(range(10**9)); time.time = lambda: 1e9 + 3600 * next(hours)",  # jumps an hour with every reading
     "hours = iter(range(10**9)); time.time = lambda: 2e9 - 3600 * next(hours)",  # and back
     "time.time = lambda: 1e9",                                                   # stands still
 ]
@@ -718,7 +718,7 @@ def test_whatever_the_wall_clock_does_a_peer_fetches_and_proves_in_time(fake_tra
     assert times[9] - times[0] > 0.1, "proofs came without a pause"
 
 
-# Less to type, and being told.
+# Shortcuts and messages.
 
 
 @pytest.mark.spec("CL-10")
@@ -862,14 +862,14 @@ def test_a_terminal_that_knows_no_escapes_gets_none(ending, half_way, tmp_path):
     assert "\x1b" not in terminal.read(r"^complete.*\n")
 
 
-# Threads, and time that passed in sleep.
+# Threads, and time that passed while asleep.
 
 
 @pytest.mark.fault(50)
 @pytest.mark.spec("WF-10", "SW-6")
 def test_a_peer_that_can_start_few_threads_completes_from_many_neighbors(fake_tracker, ending, run_patched, tmp_path):
     data = harness.some_bytes(9 * 1000)
-    neighbors = [ending(harness.SlowPeer(data, 0, chunk_size=1000)) for _ in range(12)]  # so that many links are open before it is complete
+    neighbors = [ending(harness.SlowPeer(data, 0, chunk_size=1000)) for _ in range(12)]  # slow, so that many links are open before it is complete
     tracker = fake_tracker(data, [neighbor.address for neighbor in neighbors], chunk_size=1000)
     peer = run_patched("peer", FEW_THREADS.format(most=10), [tracker.address, tmp_path / "out", "--leave", "--events", tmp_path / "events"])
     eventually(lambda: any("can't start" in event["reason"] for event in events_in(tmp_path / "events", "neighbor_dropped")), what="a neighbor refused a thread")

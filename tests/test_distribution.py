@@ -1,4 +1,4 @@
-"""lab/distribution.py: the bounds, what is made of figures, and small real swarms, client–server and peer to peer."""
+"""lab/distribution.py: the bounds, the processing of figures, and small real swarms, client–server and peer to peer."""
 
 import csv
 import json
@@ -181,7 +181,7 @@ def test_a_slow_peer_and_a_staggered_start():
 
 
 def test_a_run_is_over_when_the_senders_have_noted_all_that_came():
-    """A sender notes a chunk a moment after its last byte: perhaps when the receiver is complete already."""
+    """A sender notes a chunk a moment after its last byte, perhaps when the receiver is already complete."""
     def process(*events):
         noted = types.SimpleNamespace(read=lambda: None, transfers=[json.dumps({"event": event, "bytes": 5}).encode() for event in events])
         noted.bytes_of = types.MethodType(distribution.Process.bytes_of, noted)
@@ -202,7 +202,7 @@ def test_another_peer_py_is_run_and_what_it_says_when_it_ends_is_shown(tmp_path)
 
 
 def children_of(pid):
-    """{pid: command} of the programs that it has started; not of a process that is still a copy of itself."""
+    """{pid: command} of the programs that a process has started, but not of a fork that still runs its own code."""
     shown = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
     return {int(line.split()[0]): line for line in shown.splitlines() if "tracker.py" in line or "peer.py" in line}
 

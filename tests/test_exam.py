@@ -1,4 +1,4 @@
-"""The exam: what its answer sheet says is what the programs do, for many seeds; and no value of it stands on its other page by mistake.
+"""The exam: its answer sheet agrees with the programs, for many seeds, and no answer appears on the exam by mistake.
 
 Reading order: each question against the programs - many seeds - the pages - wrong usage.
 """
@@ -56,7 +56,7 @@ def test_the_bytes_to_read_are_an_answer_of_each_kind():
 
 
 def listed_by_the_tracker(values):
-    """Who is in the answers of a tracker of ours that hears the events of a question."""
+    """The peers listed by our tracker when it gets the events of a question."""
     now = types.SimpleNamespace(time=0.0)
     swarm = tracker.Swarm(values["lease"] / 10, clock=lambda: now.time)
     moments = [(at, name, kind) for at, name, kind in values["events"]] + [(at, None, "look") for at in values["asked"]]
@@ -86,7 +86,7 @@ def test_sizes_are_those_of_a_description():
 
 
 def chosen(values, gone):
-    """Every chunk that a peer's picker chooses for neighbor A, for one seed or another; with B gone, or asked."""
+    """Every chunk that a peer's picker chooses for neighbor A with any seed, while B is gone, or being asked."""
     found = set()
     for seed in range(80):
         picker = peer.Picker(values["count"], peer.bits_of(values["held"]), random.Random(seed))

@@ -1,4 +1,4 @@
-"""lab/tools/explain.py and lab/tools/p2p.lua: what they say of good bytes and of wrong ones, of captures and of live traffic.
+"""lab/tools/explain.py and lab/tools/p2p.lua: what they say about good and wrong bytes, captures and live traffic.
 
 Captures are made here, packet by packet (class Wire), so that each can be wrong in one way.
 Reading order: frames - command line - captures - the capture in lab/ - the proxy - Wireshark.
@@ -332,7 +332,7 @@ def test_bad_input_is_answered_by_one_line(words, told):
 
 SYN, ACK, FIN = 2, 16, 1
 CUT = "their ends, which were cut off when they were recorded (tcpdump -s 0 keeps all)"
-LINKS = {  # link type -> what is in front of an IP packet of version 4, and of version 6
+LINKS = {  # link type -> header before an IPv4 packet, and before an IPv6 packet
     1: (bytes(12) + b"\x08\x00", bytes(12) + b"\x86\xdd"),
     113: (bytes(14) + b"\x08\x00", bytes(14) + b"\x86\xdd"),
     276: (b"\x08\x00" + bytes(18), b"\x86\xdd" + bytes(18)),
@@ -343,17 +343,17 @@ LINKS = {  # link type -> what is in front of an IP packet of version 4, and of 
 
 
 class Wire:
-    """Packets of one TCP connection, in the order in which they are to be in the capture."""
+    """Packets of one TCP connection, in the order for the capture."""
 
     def __init__(self, server_port=9000, client_port=50_000, v6=False, start=(1000, 2000)):
         self.hosts = ("::1", "::2") if v6 else ("10.0.0.1", "10.0.0.2")
         self.ports = (client_port, server_port)
         self.start = start
-        self.sent = [1, 1]  # places behind each side's SYN
+        self.sent = [1, 1]  # next place after each side's SYN
         self.packets = []   # (IP version, IP packet)
 
     def segment(self, side, data=b"", flags=ACK, place=None):
-        """A segment of side 0 (client) or 1 (server); where it stands, if not behind the last one."""
+        """Add a segment of side 0 (client) or 1 (server), at `place` or after the last one."""
         if place is None:
             place = self.sent[side]
             self.sent[side] += len(data)
@@ -386,7 +386,7 @@ def pcap(packets, link=1, order="<", nano=False, cut=None):
 
 
 def pcapng(packets, link=1, order="<"):
-    """The same as pcapng, in nanoseconds, with a block that nobody knows."""
+    """The same as pcapng, in nanoseconds, with a block of an unknown type."""
     def block(type_, body):
         body += bytes(-len(body) % 4)
         return struct.pack(order + "II", type_, len(body) + 12) + body + struct.pack(order + "I", len(body) + 12)
@@ -401,7 +401,7 @@ def pcapng(packets, link=1, order="<"):
 
 @pytest.fixture
 def told(tmp_path):
-    """told(capture, ...): what is told of a capture, without the dumps: one line for each frame."""
+    """told(capture, ...): what explain.py says about a capture, without the dumps: one line for each frame."""
     def tell(data, *arguments, code=0):
         path = tmp_path / "test.pcap"
         path.write_bytes(data)
@@ -416,7 +416,7 @@ NAMES = ["Join", "Peer List", "Active Proof", "Ok", "Chunks Query", "Chunks Quer
 
 
 def names(lines):
-    """Which frames were told of."""
+    """The names of the frames in these lines."""
     return [re.search(r"bytes?: (Peer List|Active Proof|Chunks Query|Fetch Chunk|\w+)", line)[1] for line in lines if "→" in line or "←" in line]
 
 
@@ -449,7 +449,7 @@ def test_padding_and_a_vlan_tag_are_not_data(told):
 
 
 def framed_by(head, packets, link=1):
-    """A pcap file of IPv4 packets, each behind this head."""
+    """A pcap file of IPv4 packets, each after this header."""
     data = struct.pack("<IHHiIII", 0xa1b2c3d4, 2, 4, 0, 0, 262_144, link)
     for _, packet in packets:
         packet = head(packet) + packet
@@ -490,7 +490,7 @@ def test_packets_that_are_surely_nothing_of_ours_are_not_told_of(tmp_path):
 
 
 def split_exchange(size=3, **options):
-    """The exchanges, each frame in segments of so many bytes."""
+    """The exchanges, each frame in segments of `size` bytes."""
     wire = Wire(**options).open()
     for request, answer in EXCHANGES:
         for side, message in enumerate((request, answer)):
@@ -514,7 +514,7 @@ def test_segments_that_come_twice_overlap_or_come_out_of_order(told):
     wire = split_exchange(5)
     packets = wire.packets[:2] + [packet for packet in wire.packets[2:] for _ in range(2)]
     assert names(told(pcap(packets))) == NAMES
-    runs = [list(run) for _, run in itertools.groupby(packets[2:], key=lambda packet: packet[1][12:16])]  # of one sender each
+    runs = [list(run) for _, run in itertools.groupby(packets[2:], key=lambda packet: packet[1][12:16])]  # each of one sender
     assert names(told(pcap(packets[:2] + [packet for run in runs for packet in run[::-1]]))) == NAMES
     wire = Wire().open().exchange(*EXCHANGES)
     wire.segment(0, b"".join(framed(request) for request, _ in EXCHANGES)[:60], place=1)  # all of it again, cut elsewhere
@@ -674,7 +674,7 @@ def proxy(ending):
 
 @pytest.fixture
 def echo(ending):
-    """A server that answers each connection, once its end has come, with all that it got; as a target."""
+    """A server, as a target, that sends back everything it got once the other side has finished."""
     class Echo(FakePeer):
         def serve(self, sock):
             data = b"".join(iter(lambda: sock.recv(1 << 16), b""))
@@ -766,7 +766,7 @@ def test_a_real_swarm_runs_through_the_proxy(proxy, make_file, run_tracker, run_
     program.wait_for("answer to 1 after .*: Peer List of 2 peers")
 
 
-# Wireshark. A start of tshark takes most of a second, so all captures are one file, in which each is a connection of its own.
+# Wireshark. Starting tshark takes most of a second, so all captures are in one file, each as a connection of its own.
 
 
 needs_tshark = pytest.mark.skipif(not shutil.which("tshark"), reason="tshark is not installed")
@@ -788,7 +788,7 @@ def other_traffic(**options):
 
 
 def nonsense(**options):
-    """Frames with wrong bytes, three at the most in each."""
+    """Frames with wrong bytes, at most three in each."""
     chance, wire = random.Random(3), Wire(**options).open()
     for _ in range(400):
         frame, kind = chance.choice(FRAMES)
@@ -803,11 +803,11 @@ CAPTURES = {f"split_{size}_{port}": functools.partial(split_exchange, size, serv
 CAPTURES |= {"single_bytes": functools.partial(split_exchange, 1, server_port=9009), "several": several_in_one_segment,
              "wrong": functools.partial(wrong_frames, server_port=8000), "web": functools.partial(other_traffic, server_port=80),
              "nonsense": functools.partial(nonsense, server_port=8000)}
-LATE = {f"late_{first}": first for first in range(1, len(NAMES), 2)}  # captures without so many packets of the beginning
+LATE = {f"late_{first}": first for first in range(1, len(NAMES), 2)}  # captures that lack this many packets at the beginning
 
 
 class Dissected:
-    """What one run of tshark with our dissector says of all captures, frame by frame."""
+    """What one run of tshark with our dissector says about all captures, frame by frame."""
 
     def __init__(self, folder, *options):
         recorded = pathlib.Path(EXCHANGE).read_bytes()
@@ -816,7 +816,7 @@ class Dissected:
         (folder / "all.pcap").write_bytes(recorded + pcap([packet for packets in wires.values() for packet in packets])[24:])
         arguments = ["tshark", "-n", "-X", f"lua_script:{pathlib.Path(ROOT, 'lab', 'tools', 'p2p.lua')}", "-r", str(folder / "all.pcap"), *options]
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
-        complaints = [line for line in done.stderr.splitlines() if "root" not in line]  # that it should not run as root is no complaint of ours
+        complaints = [line for line in done.stderr.splitlines() if "root" not in line]  # its complaint about running as root does not matter
         assert done.returncode == 0 and not complaints, done.stderr
         self.all = done.stdout
         frames = re.split(r"^(?=Frame \d+: )", done.stdout, flags=re.M)[1:]
@@ -827,7 +827,7 @@ class Dissected:
             at += len(packets)
 
     def frames(self, name):
-        """The frames of a capture: (kind, type) each; none malformed."""
+        """The frames of a capture, as (kind, type); none may be malformed."""
         assert "Malformed" not in self.text[name] and "Error" not in self.text[name], self.text[name]
         return re.findall(r"^P2P file distribution, (request|response): (.*)$", self.text[name], re.M)
 

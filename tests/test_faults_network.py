@@ -1,6 +1,6 @@
-"""What a network, other peers and a tracker do wrong, for too long to be waited for: on our own programs, with shorter times.
+"""Faults of a network, other peers and a tracker that take too long to wait for: on our own programs, with shorter times.
 
-The faults that any implementation can be tried with are in test_7_faults.py; the numbers, in both files, are
+Faults that can be tested with any implementation are in test_7_faults.py; the numbers, in both files, are
 those of lab/FAULTS.md.
 """
 
@@ -52,7 +52,7 @@ def test_a_wrong_chunk_is_not_written_not_offered_and_its_sender_never_asked_aga
     program = leecher(QUICK)
     liar.wait_for("fetch_chunk")
     program.wait_for("banned " + liar.address)
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 4)  # each one is followed by dialling whoever may be dialled
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 4)  # after each one, it dials whoever may be dialled
     assert not any((out.parent / "out.bin.part").read_bytes()), "it was written"
     assert not held(tracker.joiner()), "it is offered"
     gate.set()
@@ -64,7 +64,7 @@ def test_a_wrong_chunk_is_not_written_not_offered_and_its_sender_never_asked_aga
 @pytest.mark.fault(10)
 @pytest.mark.spec("FC-9")
 def test_a_liar_that_ends_the_connection_before_its_chunk_was_verified_is_banned_too(tracker, neighbor, leecher, out, gate):
-    """On each connection it sends an honest chunk, then a wrong one and what is no frame; verifying takes 0.3 s here."""
+    """On each connection it sends an honest chunk, then a wrong one and bytes that are no frame; verifying takes 0.3 s here."""
     liar, honest = neighbor(), neighbor()
     trusted = set()
 
@@ -77,7 +77,7 @@ def test_a_liar_that_ends_the_connection_before_its_chunk_was_verified_is_banned
     honest.answers["fetch_chunk"] = after(gate, honest.on_fetch_chunk)
     program = leecher(QUICK + "keep = peer.Peer.keep; peer.Peer.keep = lambda *chunk: time.sleep(0.3) or keep(*chunk)")
     program.wait_for("banned " + liar.address)
-    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # others may have begun before the verdict
+    tracker.wait_for("peer_list", tracker.count("peer_list") + 2)  # other connections may have begun before the verdict
     asked = len(liar.connections)
     tracker.wait_for("peer_list", tracker.count("peer_list") + 4)
     gate.set()
@@ -86,7 +86,7 @@ def test_a_liar_that_ends_the_connection_before_its_chunk_was_verified_is_banned
     assert len(liar.connections) == asked, "it was dialled again though it is banned"
 
 
-# Row 11: promises that are not kept.
+# Row 11: broken promises.
 
 
 @pytest.mark.fault(11)
@@ -106,7 +106,7 @@ def test_a_neighbor_that_refuses_three_listed_chunks_in_a_row_is_banned(tracker,
     assert len(set(boaster.fetched())) == 3, "what was refused is not asked for again"
 
 
-# Row 12: answers that do not come, or not whole.
+# Row 12: answers that never come, or only in part.
 
 
 def part_of(request, sock):
@@ -162,7 +162,7 @@ def test_a_reset_in_the_middle_gives_back_the_memory_that_the_answer_had(neighbo
 @pytest.mark.fault(12)
 @pytest.mark.spec("SW-1", "FC-14")
 def test_the_largest_chunks_too_come_from_several_neighbors_at_once(fake_tracker, fake_peer, run_patched, out):
-    """Each sends all but the end, more than a connection's buffers take, and waits for the other to have come so far."""
+    """Each sends all but the end, which is more than a connection's buffers hold, and waits until the other has done so too."""
     data = some_bytes(2 * (16 << 20))
     both = threading.Barrier(2)
     neighbors = [fake_peer(data, [index], 16 << 20) for index in range(2)]
@@ -181,7 +181,7 @@ def test_the_largest_chunks_too_come_from_several_neighbors_at_once(fake_tracker
 @pytest.mark.fault(12)
 @pytest.mark.spec("FC-11")
 def test_silence_in_the_middle_of_a_chunk_is_borne_for_twice_the_time_of_silence_before_it_at_the_most(neighbor, leecher, out):
-    """Here 0.6 s, where the time for the whole chunk would be sixteen seconds."""
+    """The silence allowed here is 0.6 s; the time for the whole chunk would be sixteen seconds."""
     alone, waited = neighbor(), []
 
     def stalls(request, sock):
@@ -199,7 +199,7 @@ def test_silence_in_the_middle_of_a_chunk_is_borne_for_twice_the_time_of_silence
 @pytest.mark.fault(12)
 @pytest.mark.spec("FC-11")
 def test_the_time_for_a_short_answer_is_short(fake_tracker, fake_peer, run_patched, out):
-    """0.4 s and one second for each 8 KiB: half a second for this chunk, and not the time for the longest answer."""
+    """0.4 s and one second for each 8 KiB: half a second for this chunk, not the time for the longest answer."""
     data = some_bytes(500)
     alone = fake_peer(data)
     tracker = fake_tracker(data, [alone.address])
@@ -216,7 +216,7 @@ def test_the_time_for_a_short_answer_is_short(fake_tracker, fake_peer, run_patch
     assert out.read_bytes() == data
 
 
-# Row 18: a list of chunks without end.
+# Row 18: an endless list of chunks.
 
 
 @pytest.mark.fault(18)
@@ -272,10 +272,10 @@ def test_those_who_stop_reading_lose_their_upload_slots(seeder):
 @pytest.mark.spec("FC-14")
 @pytest.mark.parametrize("window, sip", [(256 * KIB, 48 * KIB), (4 * KIB, KIB)], ids=["in_large_sips", "in_small_sips"])
 def test_one_who_reads_too_slowly_loses_its_upload_slot(seeder, window, sip):
-    """0.9 s and one second for each 64 MiB: little more than a second, however steadily it reads."""
+    """It has 0.9 s and one second for each 64 MiB: little more than a second, however steadily it reads."""
     address = seeder("peer.UPLOAD_SLOTS = 1; peer.FRAME_SECONDS = 0.9; peer.SLOWEST_LINK = 64 << 20")
     with socket.socket() as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)  # so that what it takes is seen at once
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)  # so that the sender notices at once what it has read
         slow.connect(("127.0.0.1", int(address.rsplit(":", 1)[1])))
         began = time.monotonic()
         slow.sendall(framed(fetch_chunk(0)))
@@ -289,7 +289,7 @@ def test_one_who_reads_too_slowly_loses_its_upload_slot(seeder, window, sip):
         assert got + bytes_left(slow, BIG - got) < BIG, "it had all of the chunk, which takes seven seconds, or minutes"
 
 
-# Row 14: connections that say nothing, or half a word.
+# Row 14: connections that send nothing, or half a request.
 
 
 @pytest.mark.fault(14)

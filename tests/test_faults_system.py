@@ -29,7 +29,7 @@ def right_chunks(part, data, chunk_size=CHUNK):
 
 
 def the_seeder(tracker):
-    """The address of the tracker's own peer, once it is listed and holds the file."""
+    """The address of the tracker's own peer, as soon as it is listed and holds the file."""
     address = eventually(lambda: ask(tracker.port, peer_list()).peer_list.addresses, what="a peer in the list")[0]
     eventually(lambda: held(address), what="a chunk at the seeder")
     return address
@@ -76,7 +76,7 @@ def test_a_full_disk_ends_the_peer_and_what_came_is_kept(swarm, fake_peer, run_p
     assert len(kept) == 2 and not out.exists()
     another = fake_peer(data)
     tracker.peers[:] = [another.address]
-    run_peer(tracker.port, out, extra=["--leave"]).ends_with(0)  # with room again
+    run_peer(tracker.port, out, extra=["--leave"]).ends_with(0)  # now there is room again
     assert sorted(kept + another.fetched()) == [0, CHUNK, 2 * CHUNK, 3 * CHUNK]
     assert out.read_bytes() == data
 
@@ -88,7 +88,7 @@ def test_a_disk_without_room_for_the_whole_file_ends_the_peer_before_anything_is
     disk = "import os, types\nos.fstatvfs = lambda fd: types.SimpleNamespace(f_bavail=3, f_frsize=1024, f_blocks={blocks})"
     run_patched("peer", disk.format(blocks=9), [tracker.address, tmp_path / "out"]).ends_with(6, r"3\.0 KiB are free for .*make room")
     assert not neighbor.requests and not (tmp_path / "out.part").exists()
-    run_patched("peer", disk.format(blocks=0), [tracker.address, tmp_path / "out", "--leave"]).ends_with(0)  # it tells nothing
+    run_patched("peer", disk.format(blocks=0), [tracker.address, tmp_path / "out", "--leave"]).ends_with(0)  # the free space is unknown
 
 
 @pytest.mark.fault(29)
@@ -138,7 +138,7 @@ def test_a_disk_that_cannot_be_read_is_told_in_one_line(swarm, run_patched, tmp_
 
 
 def unwritable(tmp_path):
-    """A folder in which this user cannot make a file; root can make one nearly everywhere."""
+    """A folder in which this user cannot make files, although root can nearly everywhere."""
     if LINUX:
         return "/proc"
     if os.geteuid() == 0:
@@ -258,7 +258,7 @@ def test_an_out_part_that_is_not_ours_any_longer_does_not_become_out(stuck_swarm
     (tmp_path / "out.part").unlink()
     if instead:
         (tmp_path / "out.part").write_bytes(instead)
-    peer.wait()  # though no chunk comes
+    peer.wait()  # it ends although no chunk comes
     assert not (tmp_path / "out").exists(), "OUT is not what was verified"
     peer.ends_with(5, r"^peer\.\w+: ")
 
@@ -366,7 +366,7 @@ def test_a_chunk_that_was_changed_on_disk_is_refused_and_the_others_are_served(s
 
 @pytest.mark.spec("CQ-1", "FC-5")
 def test_a_peer_that_still_verifies_its_file_lists_nothing_and_gives_nothing(fake_tracker, run_patched, tmp_path):
-    """Its verifying waits for a file; it has joined, so others may ask it meanwhile."""
+    """Verification waits until a file appears; the peer has joined, so others may ask it meanwhile."""
     data, go_on = harness.some_bytes(SIZE), tmp_path / "go_on"
     (tmp_path / "out.bin").write_bytes(data)
     tracker = fake_tracker(data)
@@ -411,7 +411,7 @@ def test_a_file_that_is_cut_while_a_chunk_of_it_is_sent_ends_that_connection_onl
 @pytest.mark.spec("FC-13", "FC-9", "CL-3", "SW-7")
 def test_a_leecher_is_never_completed_from_a_file_that_was_overwritten(make_file, run_tracker, run_patched, tmp_path):
     path, data = make_file(SIZE)
-    tracker = run_tracker(path, extra=["--upload-limit", "64K", "--chunk-size", "16K"])  # twelve seconds, unless it is changed meanwhile
+    tracker = run_tracker(path, extra=["--upload-limit", "64K", "--chunk-size", "16K"])  # it would take twelve seconds
     the_seeder(tracker)
     peer = run_patched("peer", "peer.LOST_SECONDS = 2", [f"127.0.0.1:{tracker.port}", tmp_path / "out", "--events", tmp_path / "events"])
     eventually(lambda: events_in(tmp_path / "events", "fetched"), what="a first chunk")
@@ -451,7 +451,7 @@ SIGNALS = pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal
 
 
 def ends_within_a_second(program, number, code):
-    """Check that a signal ends a program within a second, of which a time in which this process was held up too counts little."""
+    """Check that a signal ends a program within a second; time in which this process was held up, too, counts little."""
     program.signal(number)
     waited, looked = 0.0, time.monotonic()
     while program.process.poll() is None and waited < 1:
@@ -552,7 +552,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
 """
 SLOW_NAMES = """
 import hashlib, socket
-def look_up(*arguments, **options):  # as getaddrinfo does: seconds in C, where no Python runs
+def look_up(*arguments, **options):  # like getaddrinfo, it spends seconds in C, where no Python runs
     print("looking up", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)
 socket.getaddrinfo = look_up
@@ -578,7 +578,7 @@ def test_a_signal_ends_a_peer_that_waits_for_a_name_to_be_looked_up(run_patched,
     ("tracker", "", ["{file}", "--port", "0", "--no-seed"], "listening on port"),
 ], ids=["seeding_peer", "looking_up_a_name", "seeding_tracker", "tracker_only"])
 def test_a_signal_that_does_not_wake_the_main_thread_is_seen_all_the_same(swarm, make_file, run_patched, module, changes, arguments, said):
-    """A signal may reach any thread of a process, or the main one just before it begins to wait; a wait without end then never sees it."""
+    """A signal may reach any thread of a process, or the main one just before it begins to wait; an unbounded wait would miss it."""
     tracker, _, data = swarm
     path, _ = make_file(data)
     program = run_patched(module, NEVER_THE_MAIN_THREAD + changes, [word.format(tracker=tracker.address, file=path) for word in arguments])
@@ -592,8 +592,8 @@ def test_a_signal_that_does_not_wake_the_main_thread_is_seen_all_the_same(swarm,
 
 @pytest.fixture
 def popen(request):
-    """popen(command, **options): a process with its stderr in a pipe, whose stdout is the test's business."""
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as it is for users
+    """popen(command, **options): a process with its stderr in a pipe; the test provides its stdout."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as for users
 
     def start(command, **options):
         process = subprocess.Popen(command, cwd=harness.ROOT, env=buffered, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -620,7 +620,7 @@ def start_unread(popen, how, command):
         with open("/dev/full", "wb") as full:
             return popen(command, stdout=full)
     read_end, write_end = os.pipe()
-    if how == "never read":  # as a terminal after Ctrl-S
+    if how == "never read":  # like a terminal after Ctrl-S
         os.set_blocking(write_end, False)
         with pytest.raises(BlockingIOError):
             while True:
@@ -629,7 +629,7 @@ def start_unread(popen, how, command):
     process = popen(command, stdout=write_end)
     os.close(write_end)
     if how == "never read":
-        process.stdout = open(read_end, "rb")  # to be closed at the end
+        process.stdout = open(read_end, "rb")  # so that it is closed at the end
         return process
     if how == "after the first line":  # as head -1 does
         while os.read(read_end, 1) not in (b"\n", b""):
@@ -728,7 +728,7 @@ def with_few_descriptors(command, count=32):
 
 
 def knock(port, count):
-    """So many connections, begun at once and not waited for."""
+    """Begin `count` connections at once, without waiting for them."""
     socks = []
     for _ in range(count):
         sock = socket.socket()
@@ -739,7 +739,7 @@ def knock(port, count):
 
 
 def uses_little_cpu(program, seconds=0.5):
-    """Whether a program rests for so long; one that spins gets a good part of a core even where others want it too."""
+    """Whether a program rests for `seconds`; one that spins gets a good part of a core even if others compete for it."""
     before = cpu_seconds(program.pid)
     time.sleep(seconds)  # the fault's time
     return cpu_seconds(program.pid) - before < seconds / 4
@@ -767,7 +767,7 @@ def test_a_tracker_with_32_descriptors_serves_on_through_200_idle_connections(ma
 @pytest.mark.fault(39)
 @pytest.mark.spec("WF-10", "FC-14")
 def test_a_peer_whose_descriptors_are_all_in_use_waits_without_spinning(ending, fake_tracker, make_file):
-    size = 16 << 20  # more than the buffers of a connection take
+    size = 16 << 20  # more than the buffers of a connection hold
     path, data = make_file(size)
     tracker = fake_tracker(data, chunk_size=size)
     peer = ending(harness.Program(with_few_descriptors(peer_command(tracker.port, path))))
@@ -776,7 +776,7 @@ def test_a_peer_whose_descriptors_are_all_in_use_waits_without_spinning(ending, 
     askers = [connect(address) for _ in range(60)]  # some are answered, some wait in the listener's queue
     try:
         for sock in askers:
-            sock.sendall(framed(fetch_chunk(0)))  # and reads nothing; no connection is idle and may be ended for another
+            sock.sendall(framed(fetch_chunk(0)))  # and read nothing; no connection is idle, so none may be closed for another
         eventually(lambda: uses_little_cpu(peer), what="a peer that rests")
     finally:
         for sock in askers:
@@ -799,7 +799,7 @@ def test_a_file_of_any_size_arrives_exact(make_file, run_tracker, run_peer, tmp_
 
 
 def sparse(path, zeros, tail):
-    """Make a file of so many zeros that take no room on the disk, and a tail; skip where there are no such files."""
+    """Make a file of `zeros` zeros that take no disk space, and a tail; skip the test where there are no sparse files."""
     path.touch()
     os.truncate(path, zeros)
     with open(path, "ab") as file:
@@ -809,14 +809,14 @@ def sparse(path, zeros, tail):
         pytest.skip("this file system has no sparse files")
 
 
-PAST = 4 << 30  # bytes: what comes after needs offsets of more than 32 bits
+PAST = 4 << 30  # bytes; anything after it needs offsets of more than 32 bits
 
 
 @pytest.mark.long
 @pytest.mark.fault(40)
 @pytest.mark.spec("FD-2", "FC-1", "FC-4")
 def test_a_tracker_seeds_what_lies_past_4_gib(tmp_path, ending):
-    """Takes some seconds: the tracker hashes 4 GiB of zeros."""
+    """This takes some seconds, because the tracker hashes 4 GiB of zeros."""
     tail = harness.some_bytes(700_000)
     sparse(tmp_path / "file.bin", PAST, tail)
     tracker = ending(harness.Program(tracker_command(tmp_path / "file.bin")))
@@ -915,13 +915,13 @@ def test_a_name_from_a_tracker_is_never_used_as_a_path(fake_tracker, fake_peer, 
     assert not set(output) & set("\0\x1b\r")
 
 
-# Rows 42 and 43: what a tracker describes.
+# Rows 42 and 43: descriptions by a tracker.
 
 
 @pytest.mark.fault(42)
 @pytest.mark.spec("FD-3", "CL-11")
 def test_a_size_that_agrees_but_is_more_than_the_disk_has_is_refused_or_waits_in_a_hole(fake_tracker, run_patched, tmp_path):
-    """256 GiB is within the bounds: OUT.part may be a hole of that size, but no memory and no disk is taken for it."""
+    """256 GiB is within the bounds: OUT.part may be a hole of that size, but takes neither memory nor disk space."""
     tracker = fake_tracker(b"", file=spoilt_description(size=256 << 30, chunk_size=16 << 20, digests=bytes(32 * 16_384)))
     peer = run_patched("peer", "peer.LOST_SECONDS = 0.5", [tracker.address, tmp_path / "out"])
     assert peer.wait() in (6, 7), peer.output
@@ -955,7 +955,7 @@ def test_a_neighbor_that_has_another_file_is_banned_and_the_right_one_arrives(sw
     tracker.peers = [stranger.address, neighbor.address]
     peer.ends_with(0)
     assert (tmp_path / "out").read_bytes() == data
-    assert len(stranger.fetched()) <= 2  # it may have been asked twice at a time
+    assert len(stranger.fetched()) <= 2  # it may have had two requests at a time
 
 
 # Row 44: a chunk twice.
@@ -970,12 +970,12 @@ def test_a_chunk_that_arrives_twice_is_counted_once(ending, fake_tracker, run_pe
     tracker = fake_tracker(data, [neighbor.address for neighbor in [*twice, last]])
     peer = run_peer(tracker.port, tmp_path / "out", extra=["--leave", "--events", str(tmp_path / "events")])
     for neighbor in [*twice, last]:
-        neighbor.wait_for("fetch_chunk")  # the second of the two in the endgame
+        neighbor.wait_for("fetch_chunk")  # the second of the two is asked in the endgame
     queries = [neighbor.count("chunks_query") for neighbor in twice]
     for neighbor in twice:
         neighbor.released.set()
     for neighbor, count in zip(twice, queries):
-        neighbor.wait_for("chunks_query", count + 1)  # so its answer was taken in
+        neighbor.wait_for("chunks_query", count + 1)  # so its answer has been processed
     assert held(tracker.joiner()) == [0]
     last.released.set()
     peer.ends_with(0)
@@ -1036,7 +1036,7 @@ import random
 send = peer.Store.send
 def unreliable(self, sock, index, uploads, start):
     fate = random.random()
-    if fate < 0.05:  # break off in mid-chunk
+    if fate < 0.05:  # breaks off in mid-chunk
         sock.sendall(peer.chunk_head(self.file.length(index)) + bytes(1000))
         raise peer.ProtocolError("broken off")
     if fate < %s:
@@ -1059,7 +1059,7 @@ def test_eight_peers_of_whom_half_break_off_or_lie_all_get_the_file(make_file, r
     outs = [tmp_path / f"out{number}" for number in range(8)]
     events = [tmp_path / f"events{number}" for number in range(8)]
     extra = [["--events", str(name)] for name in events]
-    nature = 2 * [UNRELIABLE % 0.05] + 2 * [UNRELIABLE % 0.1] + 4 * [""]  # two break off, two lie as well, four are honest
+    nature = 2 * [UNRELIABLE % 0.05] + 2 * [UNRELIABLE % 0.1] + 4 * [""]  # two break off, two also lie, four are honest
     peers = [run_patched("peer", "peer.REFRESH_SECONDS = 0.2\n" + changes, [f"127.0.0.1:{tracker.port}", out, *more])
              for changes, out, more in zip(nature, outs, extra)]
     eventually(lambda: all(len(events_in(name, "neighbor_added")) >= 7 for name in events), what="a swarm in which each knows all others")
@@ -1070,7 +1070,7 @@ def test_eight_peers_of_whom_half_break_off_or_lie_all_get_the_file(make_file, r
     sent = sum(event["bytes"] for event in events_in(tmp_path / "sent", "sent"))
     assert sent <= 1.3 * len(data), f"the seeder sent {sent / len(data):.2f} files' worth"
     if LINUX:
-        for peer in [*peers, seeder]:  # threads: main, accept, a timer; descriptors: the standard three, OUT, events, what the listener has
+        for peer in [*peers, seeder]:  # threads: main, accept, a timer; descriptors: the standard three, OUT, events, those of the listener
             eventually(lambda: max(descriptors_and_threads(peer.pid)) <= 8, what=f"{descriptors_and_threads(peer.pid)} left over")
     for peer in [*peers, seeder]:
         peer.signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The table of wrong programs fits the reference, the stages and the page. Running them is `make gauntlet`."""
+"""The table of wrong programs agrees with the reference, the stages and the page. `make gauntlet` runs them."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The grader graded: small wrong programs, hostile ones, wrong usage; what results.json and the report say of them (lab/grader/grade.py)."""
+"""The grader graded: small wrong programs, hostile ones, wrong usage, and what results.json and the report say (lab/grader/grade.py)."""
 
 import json
 import os
@@ -43,13 +43,13 @@ class Graded:
         return json.loads(self.results.read_text())
 
     def failed(self):
-        """What is told of each failed test, by its number."""
+        """The facts about each failed test, by its number."""
         return {entry["number"]: entry["extra_data"] for entry in self.content()["tests"] if entry.get("status") == "failed" and "extra_data" in entry}
 
 
 @pytest.fixture
 def measuring(monkeypatch):
-    """The grader finds out how fast all is, though the tests are run with a pace for all gradings."""
+    """Let the grader measure the pace, although the tests run with one pace for all gradings."""
     monkeypatch.delenv("GRADE_PACE", raising=False)
 
 
@@ -86,7 +86,7 @@ def test_the_reference_gets_all_points_of_a_stage(tmp_path):
 
 @pytest.mark.long
 def test_what_is_right_up_to_a_stage_is_worth_the_points_of_these_stages(tmp_path):
-    """Though later stages fail tests that name the same clauses."""
+    """Even though later stages fail tests that name the same clauses."""
     starter.write(tmp_path / "mine", written=[0, 1])
     content = Graded(tmp_path, "--dir", tmp_path / "mine", "--stages", "0-3").content()
     got = {int(number): pair for number, pair in content["extra_data"]["points"].items()}
@@ -153,7 +153,7 @@ def test_tests_that_fail_for_one_reason_are_one_report_and_a_line_for_each_other
 
 @pytest.mark.long
 def test_the_step_that_failed_is_marked_and_not_the_last_one(submission, tmp_path):
-    """The peer under test goes on speaking with the fake tracker: what was judged is the answer before."""
+    """The peer under test keeps talking to the fake tracker, but an earlier answer was judged."""
     text = re.sub(r"^( +)def on_chunks_query\(self.*$", r"\g<0>\n\1    return Response(chunks_query=Response.ChunksQuery(chunk_ids=[7]))",
                   (ROOT / "peer.py").read_text(), flags=re.M)
     graded = Graded(tmp_path, "--dir", submission({"peer.py": text}), "--stage", 4, "-k", "complete_peer_lists")
@@ -165,7 +165,7 @@ def test_the_step_that_failed_is_marked_and_not_the_last_one(submission, tmp_pat
 
 
 def test_an_exception_in_a_handler_is_told_with_its_place_though_the_program_goes_on(submission, tmp_path):
-    """Else a slip such as a name that is not defined looks on the wire like a hundred other mistakes."""
+    """Otherwise a slip such as an undefined name would look on the wire like a hundred other mistakes."""
     text = re.sub(r"^( +)def on_peer_list\(self.*$", r"\g<0>\n\1    return request.no_such_field", (ROOT / "tracker.py").read_text(), flags=re.M)
     line = text[:text.index("request.no_such_field")].count("\n") + 1
     graded = Graded(tmp_path, "--dir", submission({"tracker.py": text}), "--stage", 3, "-k", "present_and_empty or byte_by_byte")
@@ -199,7 +199,7 @@ def test_mine(make_file, tmp_path, turn):
     path, data = make_file(1000)
     if turn < 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.1)  # until others have begun
+    time.sleep(0.1)  # until other workers have begun
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == data
 '''
 
@@ -264,7 +264,7 @@ def test_a_comparison_is_told_in_words(tmp_path):
 
 
 def test_what_changes_pytest_does_not_reach_it(tmp_path, monkeypatch):
-    """With CI set, pytest took ten seconds, and on a busy machine the whole test's time, to say how the bytes of two files differ."""
+    """With CI set, pytest took ten seconds, or on a busy machine all of the test's time, to show how the bytes of two files differ."""
     for name, value in {"CI": "true", "BUILD_NUMBER": "1", "PYTEST_ADDOPTS": "--collect-only"}.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "hidden").mkdir()
@@ -286,7 +286,7 @@ def test_the_source_of_a_hidden_test_is_nowhere(tmp_path, source):
         assert "xyzzy" not in text and "receive_body" not in text
 
 
-# Hostile programs. Each gets a verdict, and nothing of it is left.
+# Hostile programs. Each gets a verdict, and leaves nothing behind.
 
 
 HOSTILE = '''
@@ -331,7 +331,7 @@ def alive(mark):
 def test_a_hostile_program_gets_a_verdict_and_everything_that_it_started_is_ended(submission, tmp_path):
     mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     program = HOSTILE.format(mark=mark)
-    graded = Graded(tmp_path, "--dir", submission({"tracker.py": program, "peer.py": program}), "--stage", 4, "--limit", 16)  # up to 7 s of it for the probe
+    graded = Graded(tmp_path, "--dir", submission({"tracker.py": program, "peer.py": program}), "--stage", 4, "--limit", 16)  # of which the probe may take 7 s
     content = graded.content()
     assert graded.code == 1 and graded.seconds < 60
     assert content["score"] == 0 and len(graded.failed()) >= 2 and all(failure["clauses"] and failure["again"] for failure in graded.failed().values())
@@ -364,7 +364,7 @@ def test_a_program_that_takes_away_its_folder_and_the_place_of_the_results_gets_
     assert all("\x1b" not in entry.get("output", "") for entry in graded.content()["tests"])
 
 
-# Programs that are right, and print what nobody expects; programs that do not even start.
+# Correct programs that print the unexpected; programs that do not even start.
 
 
 LOUD = """#!/bin/sh
@@ -381,7 +381,7 @@ sys.exit(ended.returncode)
 
 @pytest.fixture
 def script(tmp_path):
-    """script(text): the path of a program with these words; script(None): of one that is not there."""
+    """script(text): the path of a program with this text; script(None): of a program that does not exist."""
     def write(text, name="script"):
         path = tmp_path / name
         if text is not None:
@@ -450,9 +450,9 @@ def test_programs_that_start_processes_without_end_are_stopped(submission, tmp_p
 @pytest.mark.skipif(sys.platform != "linux", reason="who its parent's parent is a program finds out on Linux only")
 @pytest.mark.parametrize("above, codes", [(1, {1, -9}), (2, {1, -9}), (3, {-9})], ids=["the_worker", "the_process_that_forks_workers", "the_grader"])
 def test_a_grader_of_which_a_process_is_killed_leaves_a_verdict_of_no_points(measuring, submission, tmp_path, above, codes):
-    """When the process that forks workers is gone, the grader is the second above the next program, and is killed as well.
+    """Once the process that forks workers is gone, the grader is two levels above the next program, and is killed as well.
 
-    To measure how fast programs start the grader starts them itself: then it is the first above.
+    When it measures how fast programs start, the grader starts them itself, and so is one level above them.
     """
     program = (f"import os, signal\npid = os.getpid()\nfor _ in range({above}):\n"
                "    pid = int(open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()[1])\nos.kill(pid, signal.SIGKILL)\n")
@@ -461,7 +461,7 @@ def test_a_grader_of_which_a_process_is_killed_leaves_a_verdict_of_no_points(mea
     assert graded.content()["score"] == 0
 
 
-# The clock: how fast the machine is, and what is said of what could not be tried.
+# The clock: how fast the machine is, and what is said about tests that could not be tried.
 
 
 def test_a_slow_machine_gets_more_patience_and_time_and_fewer_tests_at_a_time():
@@ -516,7 +516,7 @@ def test_mine(turn):
 
 @pytest.mark.parametrize("count, failed", [(3, 0), (9, 9)])
 def test_a_few_tests_in_which_time_ran_out_are_run_once_more(tmp_path, count, failed):
-    """Many are no accident."""
+    """If there are many, it is no accident."""
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / "test_2_mine.py").write_text(SECOND.format(count, str(tmp_path)))
     graded = Graded(tmp_path, "--stages", 2, "-k", "mine", "--hidden", tmp_path / "hidden")
@@ -628,11 +628,11 @@ def test_no_results_are_written_in_the_place_of_what_is_no_file(tmp_path, path):
     assert sorted(os.listdir(tmp_path)) == before and stat.S_ISFIFO(os.stat(tmp_path / "link").st_mode)
 
 
-# Facts: what was sent, what came of it, and in which step.
+# Facts: what was sent, what came back, and in which step.
 
 
 def test_what_a_fake_says_meanwhile_is_not_taken_for_the_request(fake_peer):
-    """Else a Fetch Chunk that is not answered is told to expect what the fake tracker's last word asks for."""
+    """Otherwise the report on an unanswered Fetch Chunk would expect the answer to the fake tracker's last message."""
     peer = fake_peer(b"abc")
     harness.trace.names[peer.port] = "the peer under test"
 
@@ -786,7 +786,7 @@ def test_hints_are_one_line_and_clauses_are_known():
     assert {clause for clause in clauses if not clause.startswith("CL")} <= set(BY_CLAUSE) <= clauses
 
 
-# Ending what was started.
+# Ending everything that was started.
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")

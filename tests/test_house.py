@@ -1,4 +1,4 @@
-"""The repository keeps its own rules: sizes of the programs, who imports whom, and pages name nothing that is not there.
+"""The repository keeps its own rules: sizes of the programs, which files import which, and pages name only what exists.
 
 Nothing is run here. Reading order: sizes - imports - commands and files - the list of faults.
 """
@@ -16,7 +16,7 @@ from pages import CLAUSES, LAB, MAKEFILE, all_tests, anchors, marks
 TESTS = pathlib.Path(ROOT, "tests")
 PROGRAMS = ["peer.py", "tracker.py"]
 
-# The limits. They are there to be lowered.
+# The limits. They may only be lowered.
 LINES = {"peer.py": 1850, "tracker.py": 338}
 LONGEST_FUNCTION = 25                    # lines, with its docstring
 COLUMNS = 100
@@ -31,7 +31,7 @@ def lines_of(name):
 
 
 def functions_in(source):
-    """[(lines, name)] of all functions, of which several may have one name."""
+    """[(lines, name)] of all functions; several may have the same name."""
     return [(node.end_lineno - node.lineno + 1, node.name) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
 
 
@@ -84,13 +84,13 @@ PAGES = [pathlib.Path(ROOT, "README.md"), *sorted(pathlib.Path(ROOT, "lab").glob
 
 
 def code_of(text):
-    """The lines of code in a page and its spans: only there is `make` a command."""
+    """The code blocks and spans of a page: only in these is `make` a command."""
     blocks = re.findall(r"^```[^\n]*\n(.*?)^```$", text, re.M | re.S)
     return [line.strip() for block in blocks for line in block.splitlines()] + [found[0] or found[1] for found in re.findall(r"^    (.+)$|`([^`\n]+)`", text, re.M)]
 
 
 def missing_in(text):
-    """The targets of make and the paths in this repository that a text names and that are not there."""
+    """The make targets and the paths in this repository that a text names but that do not exist."""
     targets = [match[1] for code in code_of(text) if (match := re.match(r"(?:\$ )?make (?:-C \w+ )?([a-z][\w-]*)(?!\S)", code))]
     wrong = [f"make {target}" for target in targets if not re.search(rf"^{re.sub(r'-[0-9N]$', '-%', target)}:", MAKEFILE, re.M)]
     paths = re.findall(r"(?<![\w./-])((?:lab|tests|\.ci|\.github)/[\w./*-]*\w)", text)
@@ -99,7 +99,7 @@ def missing_in(text):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_command_and_file_that_a_page_names_exists(page):
-    known = {".github/workflows/classroom.yml"}  # a file of somebody else's repository
+    known = {".github/workflows/classroom.yml"}  # a file in the instructor's repository
     assert not set(missing_in(page.read_text())) - known
 
 

@@ -1,7 +1,7 @@
-"""lab/links.py: what it is told, what its wire does, what is left of it, and when it refuses to report.
+"""lab/links.py: its arguments, what its wire does, what it leaves behind, and when it refuses to report.
 
-The wire's arithmetic is tried without devices and with a clock of its own. What needs hosts runs where they can be made, and is
-skipped with the reason elsewhere.
+The wire's arithmetic is tested without devices and with a clock of its own. Tests that need hosts run where these can be made,
+and are skipped elsewhere, with the reason.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def run_links(*words, **options):
 
 
 def why_not():
-    """Why no hosts can be made here; empty if they can."""
+    """Why hosts cannot be made here; empty if they can."""
     ended = run_links("run", "1", "--", "true")
     return ended.stderr.strip() if ended.returncode == links.EXIT_CANNOT else ""
 
@@ -38,7 +38,7 @@ WHY_NOT = why_not()
 with_hosts = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "hosts can be made here")
 
 
-# What it is told.
+# Its arguments.
 
 
 def test_links_are_read_with_their_units():
@@ -89,7 +89,7 @@ def test_the_bound_is_the_textbooks_and_a_round_trip():
 
 
 class Clock:
-    """What the wire reads and writes, and what time it is."""
+    """A wire whose packets and time the test controls."""
 
     def __init__(self, monkeypatch, text, hosts=3):
         self.now, self.came = 100.0, []
@@ -102,7 +102,7 @@ class Clock:
         self.wire.leave(host, to, packet)
 
     def run(self):
-        """All that comes, as (when, host, packet)."""
+        """All packets delivered, as (when, host, packet)."""
         self.wire.hand_over(1e9)
         return self.came
 
@@ -121,7 +121,7 @@ def test_a_packet_takes_both_rates_and_the_delay(clock):
 
 def test_a_downlink_serves_in_the_order_of_arrival_and_a_queue_elsewhere_delays_nobody(clock):
     wire = clock("up=80M,down=8M,1:up=80K,queue=1s")
-    for packet in (b"a" * 1000, b"b" * 1000):  # leave at 0.1 and at 0.2
+    for packet in (b"a" * 1000, b"b" * 1000):  # they leave at 0.1 and at 0.2
         wire.send(1, 3, packet)
     wire.send(2, 3, b"c" * 1000, at=0.01)
     assert [(at, packet[:1]) for at, _, packet in wire.run()] == [(0.0111, b"c"), (0.101, b"a"), (0.201, b"b")]
@@ -138,7 +138,7 @@ def test_a_full_queue_drops_what_comes_last(clock, queue, taken):
 
 def test_what_waits_in_the_queue_of_an_uplink_is_counted_byte_by_byte(clock):
     wire = clock("up=800K")
-    for size in (1000, 1000, 3000):  # wait for 0, 10 and 20 ms
+    for size in (1000, 1000, 3000):  # they wait 0, 10 and 20 ms
         wire.send(1, 2, b"x" * size)
     assert wire.wire.counters.waited[1] == pytest.approx(1000 * 0.01 + 3000 * 0.02) and not wire.wire.counters.waited[2]
 
@@ -272,7 +272,7 @@ def test_a_congestion_control_is_the_one_that_was_named_and_a_missing_one_is_tol
 
 @with_hosts
 def test_a_user_namespace_does_where_there_is_no_right():
-    """Root gives its rights away, but keeps the device."""
+    """Root gives up its rights but can still open the device."""
     code = ("import links, sys\nlinks.may_make_hosts = lambda: False\n"
             "with links.Links(links.parse_links(''), 2) as made: made.start(2, ['cat', '/proc/net/route']).wait()\n")
     ended = subprocess.run([sys.executable, "-c", code], cwd=os.path.join(ROOT, "lab"), capture_output=True, text=True, timeout=60)
@@ -287,7 +287,7 @@ def test_what_is_missing_is_told_in_one_line():
     assert (ended.returncode, ended.stderr) == (links.EXIT_CANNOT, "links.py: links cannot be made here: they need network namespaces of Linux, and this is plan9\n")
 
 
-# What is left.
+# What it leaves behind.
 
 
 def namespaces():
@@ -356,7 +356,7 @@ def test_a_small_swarm_has_a_line_with_all_that_was_measured(tmp_path):
 @pytest.mark.fault(53)
 @pytest.mark.spec("SW-1", "SW-8")
 def test_on_links_with_losses_and_deep_queues_the_fast_do_not_wait_for_the_slow(tmp_path):
-    """Host 4 has a tenth of the others' rate, or less. That every file is exact, the program compares itself."""
+    """Host 4 has a tenth of the others' rate, or less. The program itself checks that every file is exact."""
     ended = run_links("swarm", "--leechers", "3", "--size", "1M", "--events", str(tmp_path / "run"),
                       "--links", "up=20M,down=20M,delay=20ms,loss=1%,queue=1s,4:up=1M,4:down=1M")
     assert ended.returncode in (0, links.EXIT_SLOW), ended.stderr

@@ -1,4 +1,4 @@
-"""The map of lab/tools/watch.py --web as a browser shows it: wide and narrow, light and dark, large, followed, pointed at, and read aloud."""
+"""The map of lab/tools/watch.py --web in a browser: wide and narrow, light and dark, large, followed, pointed at, and read aloud."""
 
 import threading
 
@@ -10,7 +10,7 @@ import watch
 
 pytestmark = [pytest.mark.ours, pytest.mark.skipif(browser.chromium() is None, reason="no Chromium here")]
 KIB = 1024
-HURRY = "const wait = setTimeout; window.setTimeout = (what, milliseconds) => wait(what, milliseconds / 5)"  # it asks five times as often
+HURRY = "const wait = setTimeout; window.setTimeout = (what, milliseconds) => wait(what, milliseconds / 5)"  # polls five times as often
 CANVAS = "document.querySelectorAll('canvas')[{row}]"
 
 
@@ -56,17 +56,17 @@ class Page:
         return self.browser.evaluate(script)
 
     def until(self, script):
-        """The first true value of an expression in the page."""
+        """Wait until an expression in the page is true; return its value."""
         return eventually(lambda: self.value(script), what=script)
 
     def polled(self, times=2):
-        """Wait until the page has asked so many times more."""
+        """Wait until the page has polled `times` more times."""
         goal = self.shown.asked + times
         eventually(lambda: self.shown.asked > goal, what="another look of the page")
 
     def colour(self, row, share=0.5):
         """Red, green and blue of a row's map, at a share of its width."""
-        copy = "new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true})"  # or the console would tell of too many reads
+        copy = "new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true})"  # or the console would warn about too many reads
         return self.value(f"(copy => {{ const map = {CANVAS.format(row=row)}; copy.drawImage(map, Math.floor({share} * map.width), 4, 1, 1, 0, 0, 1, 1);"
                           f" return [...copy.getImageData(0, 0, 1, 1).data].slice(0, 3); }})({copy})")
 
@@ -100,7 +100,7 @@ def test_a_large_swarm_fits_wide_and_narrow_windows_in_light_and_dark(page):
         page.shown.gate.set()
         page.open(width)
         page.until("document.querySelectorAll('tbody tr').length === 61")
-        page.shown.gate.clear()  # no more of it: a slow machine has enough to do
+        page.shown.gate.clear()  # no more polling: a slow machine has enough to do
         widths = page.value("[...document.querySelectorAll('canvas')].map(canvas => [canvas.clientWidth, canvas.width])")
         assert all(shown == drawn >= at_least for shown, drawn in widths), (width, widths[:3])
         assert page.value("document.documentElement.scrollWidth") <= width

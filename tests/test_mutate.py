@@ -1,4 +1,4 @@
-"""The systematic changes of lab/grader/mutate.py: what is changed, that it is always the same, and that a run can go on where it was."""
+"""The systematic changes of lab/grader/mutate.py: what is changed, always in the same way, and that a run can continue where it stopped."""
 
 import ast
 import subprocess
@@ -35,7 +35,7 @@ class C:
 
 
 def made(body, name="f"):
-    """The texts that changes make of the one line of a function's body."""
+    """The texts that changes make from a function body of one line."""
     source = f"def {name}(a, b):\n    {body}\n"
     found = [mutate.changed(source, change) for change in mutate.changes(source, ast.parse(source).body[0])]
     for text in found:

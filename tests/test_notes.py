@@ -1,21 +1,21 @@
 """The lab's notes say what the programs do: every byte, command, excerpt, number and link in lab/*.md is checked here.
 
-A fenced block's first line says how it is checked; a block that nobody checks is a failure.
+A fenced block's first line says how it is checked; an unchecked block is a failure.
 
     ```bytes request tracker      an annotated dump: its bytes are sent to a tracker of `abc`, or to a peer (PEER_FILE),
-    ```bytes response tracker     and what is answered is rendered by lab/tools/explain.py and compared with this one
-    ```excerpt peer.py read_frame lines of that function, or without one of the file, in order; a line `…` leaves some out
-    ```given                      the functions that a stage's functions call and that are not its own, each with its arguments and what it is for
+    ```bytes response tracker     and the answer, as rendered by lab/tools/explain.py, is compared with this dump
+    ```excerpt peer.py read_frame lines of that function, or else of the whole file, in order; a line `…` leaves some out
+    ```given                      the functions that a stage's functions call in other stages, each with its arguments and its purpose
     ```picture                    lines and words; every name() in it is a function of the programs
-    ```console                    commands after `$`, run in a fresh copy of the repository; <n> stands for what varies, and
-                                  on its line two spaces for any number of them: columns are as wide as what is in them
+    ```console                    commands after `$`, run in a fresh copy of the repository; <n> stands for anything, and
+                                  two spaces on its line for any number, because the width of columns varies
     ```pycon                      a Python session, run there with tests/ on the path
 
-`python tests/test_notes.py` writes the dumps anew, from the bytes of their requests, when explain.py or the programs have changed,
-what lab/simulate.py prints, when the rules have, and the lists of what is given. The prose that speaks of its figures is then to be read again.
+`python tests/test_notes.py` rewrites the dumps, from the bytes of their requests, after changes to explain.py or the programs, the
+output of lab/simulate.py, after changes to the rules, and the lists of given functions. Then reread the prose about the figures.
 
 In running text, each `span` must be found in a program, a file or the standard library, or be bytes that the
-note or SPEC.md shows, or be true: `2 * 262144 = 524288`. Numbers come from SPEC.md or from a checked block.
+note or SPEC.md shows, or be true: `2 * 262144 = 524288`. Numbers must come from SPEC.md or from a checked block.
 
 Reading order: a note - shape - clauses and links - tasks - what is given - excerpts - bytes - commands and sessions - words - broken notes - new dumps.
 """
@@ -47,22 +47,22 @@ SECTIONS = ["Why", "The bytes", "Predict, run, compare, explain", "Your task", "
             "Not tested, and why it matters"]
 EXPERIMENT_SECTIONS = ["Why", "The bounds", "The rules", "Predict, run, compare, explain", "On links", "Questions", "Answers",
                        "Not measured, and why it matters"]
-WORDS = range(300, 651)        # before the questions, blocks not counted
-WORDS_OF_THE_LONGEST = range(600, 901)  # of stage 6, which takes a student four hours
+WORDS = range(300, 651)        # before the questions, not counting blocks
+WORDS_OF_THE_LONGEST = range(600, 901)  # stage 6, which takes a student four hours
 EXPERIMENT_WORDS = range(500, 1251)
 QUESTIONS = range(4, 7)
-LURE = r"\b(tempt|look|seem|sound|natural|appealing|plausible|easy|would be right)"  # how an answer says what speaks for a wrong one
+LURE = r"\b(tempt|look|seem|sound|natural|appealing|plausible|easy|would be right)"  # words by which an answer explains the appeal of a wrong one
 TRACKER_FILE = b"abc"          # named a
 PEER_FILE = bytes(2 * harness.CHUNK) + b"abc"  # three chunks, the last of them short
-COMMAND_SECONDS = 150          # for one command of a console block; most take one, the figure 40
-LIBRARY = ("socket", "socketserver", "threading", "struct", "time", "hashlib", "random", "os")  # whose names a note may use
+COMMAND_SECONDS = 150          # for one command of a console block; most take one second, the figure 40
+LIBRARY = ("socket", "socketserver", "threading", "struct", "time", "hashlib", "random", "os")  # modules whose names a note may use
 
 
 # The notes.
 
 
 FUNCTIONS = {function for stage in STAGES for function in stage.functions}
-EXPERIMENT = note("lab/8-distribution.md")  # no stage of the grader's: nothing is to be written
+EXPERIMENT = note("lab/8-distribution.md")  # not a stage for the grader: nothing is to be written
 PAGES = [note("lab/README.md"), *NOTES, EXPERIMENT]
 BY_NAME = pytest.mark.parametrize("page", NOTES, ids=lambda page: page.name)
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -72,7 +72,7 @@ EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def outline_errors(page, sections, length):
-    """What is wrong with the order and the length of a page, its top and its questions."""
+    """What is wrong with the order and the length of a page, its head and its questions."""
     errors = []
     if list(page.sections) != sections:
         errors.append(f"expected the sections {sections}, got {list(page.sections)}")
@@ -86,7 +86,7 @@ def outline_errors(page, sections, length):
 
 
 def shape_errors(page):
-    """What is wrong with the shape of a note; with a wrong outline nothing else is looked at."""
+    """What is wrong with the shape of a note; if the outline is wrong, nothing else is checked."""
     errors = outline_errors(page, SECTIONS, WORDS_OF_THE_LONGEST if page.name == NOTES[6].name else WORDS)
     if list(page.sections) != SECTIONS:
         return errors
@@ -99,7 +99,7 @@ def shape_errors(page):
 
 
 def question_errors(questions, answers):
-    """Numbered questions, some of them with choices, each with an answer that names a wrong one's temptation."""
+    """Faults of the numbered questions: some must have choices, and each an answer that says why a wrong one tempts."""
     errors = []
     asked = re.findall(r"^(\d)\. ", questions, re.M)
     told = re.findall(r"^(\d)\. (.+?)(?=^\d\. |\Z)", answers, re.M | re.S)
@@ -161,16 +161,16 @@ def test_the_task_names_the_functions_of_the_stage(stage, page):
     assert f"tests in `{stage.tests}` · run `make stage-{stage.number} DIR=../mine`" in page.head, "the top of a note says how its tests are run"
 
 
-# What is given: whatever the stage's functions call and is not among them. One that is written in another stage says in which.
+# What is given: everything that the stage's functions call, except each other. A function written in another stage says in which.
 
 
 FIELDS = {"contacts": "Contacts", "file": "Description", "link": "Link", "picker": "Picker", "server": "Server", "store": "Store",
-          "swarm": "Swarm", "uploads": "Uploads"}  # the classes of what our objects keep
+          "swarm": "Swarm", "uploads": "Uploads"}  # attribute of our objects -> its class
 STAGE_OF = {name: stage.number for stage in STAGES for name in starter.functions_of(stage)}
 
 
 def called_by(name):
-    """The functions of the two programs that a function names, as far as its text says whose they are."""
+    """The functions of the two programs that a function names, as far as its text shows where they belong."""
     module, _, rest = name.partition(".")
     found = set()
     for node in ast.walk(starter.all_functions()[name]):
@@ -186,19 +186,19 @@ def called_by(name):
 
 
 def signature(name):
-    """A function as it is called: `peer.Contacts.add(address)`."""
+    """How a function is called: `peer.Contacts.add(address)`."""
     arguments = ast.unparse(starter.all_functions()[name].args)
     return f"{name.removesuffix('.__init__')}({arguments.removeprefix('self').removeprefix('cls').removeprefix(', ')})"
 
 
 def given(stage):
-    """{what is given to a stage: how it is called}, in the order of the programs."""
+    """{function given to a stage: how it is called}, in the order of the programs."""
     needed = set().union(*map(called_by, starter.functions_of(stage)))
     return {name: signature(name) for name in starter.all_functions() if name in needed and STAGE_OF.get(name) != stage.number}
 
 
 def told_of(page):
-    """{function: (how it is called, what is said of it)} of a note's list."""
+    """{function: (how it is called, what is said about it)} from a note's list."""
     rows = [re.fullmatch(r"([\w.]+)(\(.*?\)) +(\S.*)", line) for _, content in page.of("given") for line in content.splitlines()]
     names = {signature(name).partition("(")[0]: name for name in starter.all_functions()}
     return {names.get(row[1], row[1]): (row[1] + row[2], row[3]) for row in rows if row}
@@ -213,7 +213,7 @@ def given_errors(stage, page):
 
 
 def list_of_given(stage, page):
-    """The list as it is now; what is said of a function stays, and one that is new has its docstring."""
+    """The current list; what is said about a function stays, and a new one gets its docstring."""
     rows, told = [], told_of(page)
     for name, how in given(stage).items():
         docstring = (ast.get_docstring(starter.all_functions()[name]) or "what its name says").splitlines()[0]
@@ -241,7 +241,7 @@ def test_a_list_of_what_is_given_that_is_wrong_is_found():
 
 
 def picture_errors(page):
-    """Names in pictures that are no functions; those with a star are the stage's own, and all of them have one."""
+    """Names in pictures that are not functions, or whose star is wrong: exactly the stage's own functions have one."""
     stage = next(stage for stage in STAGES if stage.note.endswith(page.name))
     errors = []
     for _, content in page.of("picture"):
@@ -253,7 +253,7 @@ def picture_errors(page):
 
 
 def steps(page):
-    """[(the functions of a step, the kind of its block, its content)], of a note that has an order of work."""
+    """[(the functions of a step, the kind of its block, its content)] of a note that gives the order of work."""
     found = re.findall(r"^\d\. (`peer[^:\n]*): [^\n]*\n\n```(\w+)\n(.*?)^```$", page.text, re.M | re.S)
     return [(re.findall(r"`(peer[\w.]+)`", named), kind, content) for named, kind, content in found]
 
@@ -270,7 +270,7 @@ def test_the_steps_of_the_longest_stage_have_each_of_its_functions_once():
 
 
 def with_functions(folder, names):
-    """The programs in a folder, with the functions of these names and those of the stages 0 to 5 written."""
+    """The programs in a folder, with only these functions and those of stages 0 to 5 written."""
     written = {*names, *(name for stage in STAGES[:6] for name in starter.functions_of(stage))}
     missing = {name: stage for stage in STAGES for name in starter.functions_of(stage) if name not in written}
     for module in starter.PROGRAMS:
@@ -322,7 +322,7 @@ def source_of(path, name=""):
 
 
 def is_excerpt(content, source):
-    """Whether the lines stand in the source one after another, whatever the indentation; a line `…` leaves some out."""
+    """Whether the lines are consecutive in the source, whatever the indentation; a line `…` leaves some out."""
     there = [line.strip() for line in source.splitlines()]
     at = 0
     for run in re.split(r"^\s*…\n", content, flags=re.M):
@@ -341,7 +341,7 @@ def test_excerpts_are_what_the_source_says(page):
 
 
 def bodies():
-    """The lines that students write: the bodies of the stages' functions, without docstrings and what every program has."""
+    """The lines that students write: the bodies of the stages' functions, without docstrings and lines of every program."""
     lines = set()
     for function in FUNCTIONS:
         module, _, name = function.partition(".")
@@ -360,7 +360,7 @@ def test_no_page_gives_a_line_away_that_is_to_be_written():
         assert not secret & (shown | spans), page.name
 
 
-# Bytes. What a note shows as sent is sent to a real program, over one connection, and the answers are compared.
+# Bytes. The requests that a note shows are sent to a real program, over one connection, and the answers are compared.
 
 
 def bytes_of(dump):
@@ -375,7 +375,7 @@ def rendered(frame, kind):
 
 
 def start_role(name, folder, ending):
-    """The port or address of a tracker of `abc`, seeding nothing, or of a peer that holds PEER_FILE; ending(program) is told of each."""
+    """The port or address of a tracker of `abc`, seeding nothing, or of a peer that holds PEER_FILE; ending(program) is called for each."""
     data = TRACKER_FILE if name == "tracker" else PEER_FILE
     (folder / "a").write_bytes(data)
     tracker = ending(start_tracker(folder / "a", extra=["--no-seed"]))
@@ -419,7 +419,7 @@ def test_the_exchanges_shown_are_those_of_the_programs(page, role):
 
 @pytest.fixture
 def copy(tmp_path):
-    """A fresh folder with what a clone has, and an interpreter in its .venv that is this one."""
+    """A fresh folder like a clone, with this interpreter in its .venv."""
     folder = tmp_path / "clone"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "*.part"), symlinks=True)
     (folder / ".venv" / "bin").mkdir(parents=True)
@@ -431,7 +431,7 @@ def copy(tmp_path):
 
 
 def line_pattern(line):
-    """The regular expression of one line of output: `<n>` stands for a run without spaces, and beside it two spaces for any number."""
+    """The regular expression of one line of output: `<n>` stands for a run without spaces, and two spaces beside it for any number."""
     if line.strip() == "...":
         return r"(?:.*\n)*?"
     pattern = r"\S+".join(map(re.escape, line.rstrip().split("<n>"))) + r"[ \t]*\n"
@@ -439,7 +439,7 @@ def line_pattern(line):
 
 
 def matches(expected, got):
-    """Whether output is as shown; a line `...` stands for any lines."""
+    """Whether the output is as shown; a line `...` stands for any lines."""
     pattern = "".join(map(line_pattern, expected.rstrip().splitlines()))
     return bool(re.fullmatch(pattern, got.rstrip() + "\n" if got.strip() else ""))
 
@@ -450,7 +450,7 @@ def commands(content):
 
 
 def run(command, folder):
-    """What a command prints, stdout and stderr in one; the variables that make passes on are left out."""
+    """What a command prints, stdout and stderr together, without the variables that make would pass on."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTEST", "TRACKER", "PEER"))}
     environment["PATH"] = f"{folder}/.venv/bin{os.pathsep}{environment['PATH']}"
     ended = subprocess.run(command, shell=True, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -459,7 +459,7 @@ def run(command, folder):
 
 
 def cannot_be_measured(output):
-    """Whether links cannot be made here, or the machine is too busy to be their wire: it says so, and that is all right."""
+    """Whether it says that links cannot be made here, or that the machine is too busy for them, which is acceptable."""
     return bool(re.fullmatch(r"(?:.*\n)*[\w.]+: (?:links cannot be made here|no figure, the wire was too slow): .*\n", output))
 
 
@@ -489,7 +489,7 @@ sys.exit(bool(runner.failures))
 
 
 def session(content, folder):
-    """(whether it went as shown, what was said) of a Python session."""
+    """(whether it went as shown, the output) of a Python session."""
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{folder}/tests"}
     for name in ("TRACKER", "PEER"):
         environment.pop(name, None)
@@ -509,7 +509,7 @@ CHECKED = ("bytes", "excerpt", "given", "picture", "console", "pycon")
 
 
 def block_errors(page):
-    """Blocks that nobody checks."""
+    """Blocks that are not checked."""
     errors = [f"expected one of {CHECKED}, got ```{' '.join(words)}" for words, _ in page.blocks if not words or words[0] not in CHECKED]
     errors += [] if page.text.count("```") == 2 * len(page.blocks) else ["a fence is not closed, or not at the beginning of a line"]
     errors += [f"expected a command after $ in {content!r}" for _, content in page.of("console") if not content.startswith("$ ")]
@@ -521,7 +521,7 @@ def test_there_is_no_block_that_is_not_checked(page):
     assert not block_errors(page)
 
 
-# Words: what stands between backticks, and numbers.
+# Words: spans between backticks, and numbers.
 
 
 PROGRAMS = "".join(pathlib.Path(ROOT, path).read_text() for path in
@@ -542,7 +542,7 @@ def is_in_library(name):
 
 
 def is_true(span):
-    """Whether it is arithmetic that is true: `2 * 262144 = 524288`, rounded as far as it is written."""
+    """Whether it is true arithmetic: `2 * 262144 = 524288`, rounded to the digits written."""
     if not re.fullmatch(r"[\d\s.+*/()-]+ = [\d.]+", span):
         return False
     left, right = span.split("=")
@@ -573,9 +573,9 @@ def numbers(text):
 
 
 def number_errors(page):
-    """Numbers, with their units, that SPEC.md does not have, and no block of the page without a unit.
+    """Numbers that are neither in SPEC.md, with their units, nor in a block of the page, without.
 
-    The time at the top, the numbers of questions and of stages, tables, and the choices of a question, most of them wrong, are not among them.
+    The time in the head, numbers of questions and stages, tables, and the choices of a question, most of them wrong, are exempt.
     """
     prose = re.sub(r"^\| .*\|$|^   - \([a-e]\) .*$|^\d\. ", "", page.prose, flags=re.M)
     prose = re.sub(r"`[^`\n]+`|\]\([^)]*\)|\*\*About [^*]+\*\*|\b[A-Z]{2}-\d+|[Ss]tages? \d|SHA-256|UTF-8", " ", prose)
@@ -594,14 +594,14 @@ def test_the_tone(page):
     assert max(map(len, page.text.splitlines())) <= 1000
 
 
-# Broken notes: each check finds what it is for. The text of a good note is broken in one place.
+# Broken notes: each check finds its fault. The text of a good note is broken in one place.
 
 
 GOOD = NOTES[5]
 
 
 def broken(old, new):
-    """The note of stage 5 with one thing in it changed."""
+    """The note of stage 5 with one change."""
     assert old in GOOD.text, old
     return Note(GOOD.name, GOOD.text.replace(old, new, 1))
 
@@ -677,7 +677,7 @@ def test_blocks_without_a_check_and_open_fences_are_found():
 
 
 def with_new_dumps(page, sock, name):
-    """The text of a note in which the requests to `name` and their answers are as they are now."""
+    """The text of a note with the requests to `name` and their answers brought up to date."""
     def block(match):
         if match[1] == "request":
             frame = bytes_of(match[2])
@@ -689,7 +689,7 @@ def with_new_dumps(page, sock, name):
 
 
 def with_new_simulations(page, folder):
-    """The text of a note in which lab/simulate.py prints what it does now."""
+    """The text of a note with the output of lab/simulate.py brought up to date."""
     def block(match):
         return "```console\n" + "".join(f"$ {command}\n" + (run(command, folder) if "lab/simulate.py" in command else output)
                                         for command, output in commands(match[1])) + "```"

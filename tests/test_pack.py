@@ -1,6 +1,6 @@
-"""What a machine needs before the first command: lab/tools/pack.py, whose two files need Python alone, and what make installs.
+"""What a machine needs before the first command: lab/tools/pack.py, whose two files need only Python, and what make installs.
 
-Reading order: the interpreters that are here - the packed programs - the programs in a Python that lacks something - what make installs.
+Reading order: the interpreters available - the packed programs - the programs in a Python that lacks something - what make installs.
 """
 
 import glob
@@ -19,11 +19,11 @@ import pack
 
 pytestmark = pytest.mark.ours
 PLACES = ["/usr/bin/python3.*", "/usr/local/bin/python3.*", "/opt/homebrew/bin/python3.*", os.path.expanduser("~/.pyenv/versions/*/bin/python")]
-NO_PACKAGES = "-S"  # an interpreter that looks into no site-packages: as good as one that has none
+NO_PACKAGES = "-S"  # an interpreter that ignores site-packages: as good as one without any
 
 
 def interpreters():
-    """{(major, minor): path} of all Pythons that are found on this machine, beside the one that runs this."""
+    """{(major, minor): path} of all other Pythons found on this machine."""
     found = {}
     for path in [path for place in PLACES for path in glob.glob(place)]:
         told = subprocess.run([path, "-c", "import sys; print('%d %d' % sys.version_info[:2])"], capture_output=True, text=True, timeout=20, check=False)
@@ -94,8 +94,8 @@ def test_a_python_that_is_too_old_is_told_in_one_line(version, packed):
 def test_a_protobuf_that_the_machine_has_is_not_used(packed, tmp_path):
     package = tmp_path / "google" / "protobuf"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")  # as old ones are: without internal/builder.py
-    (tmp_path / "sitecustomize.py").write_text("import google.protobuf\n")  # as a .pth file may: before any program begins
+    (package / "__init__.py").write_text("")  # like old ones: without internal/builder.py
+    (tmp_path / "sitecustomize.py").write_text("import google.protobuf\n")  # as a .pth file may do, before any program begins
     shown = run([sys.executable, packed / "peer.pyz", "--version"],
                 env={"PYTHONPATH": str(tmp_path), "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "upb"})
     assert (shown.returncode, shown.stderr) == (0, "")

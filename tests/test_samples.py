@@ -24,17 +24,17 @@ from stages import STAGES
 pytestmark = [pytest.mark.ours, pytest.mark.timeout(300)]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="what leaves its session and its parent is found on Linux only")
 NAMES = ("good", "partial", "hostile")
-MINUTE = 60  # seconds in which a hostile submission has its verdict, on a machine of pace.POWER; the grader's limit grows on a slower one
+MINUTE = 60  # seconds until a hostile submission has its verdict, on a machine of pace.POWER; the grader's limit grows on a slower one
 
 # The page.
 
 PAGE = note("lab/INSTRUCTOR.md")
-FILES = {words[1]: content for words, content in PAGE.blocks if len(words) == 2}  # name of a file that the page shows -> its content
+FILES = {words[1]: content for words, content in PAGE.blocks if len(words) == 2}  # name of a file on the page -> its content
 COMMANDS = "".join(content for words, content in PAGE.blocks if words == ["sh"]) + "\n".join(re.findall(r"`([^`\n]+)`", PAGE.prose))
 
 
 def marks_on_the_page():
-    """{sample: (points, of, stages that it passes)}."""
+    """{sample: (points, of, stages that it passes)}, from the page."""
     rows = re.findall(r"^\| `\.\./samples/(\w+)` \| (\d+) of (\d+) \| (none|[\d ]+) \|", PAGE.text, re.M)
     return {name: (int(points), int(most), [int(number) for number in re.findall(r"\d", passed)]) for name, points, most, passed in rows}
 
@@ -59,7 +59,7 @@ def grade(*arguments, limit=100):
 
 
 def marks(content):
-    """(points, of, the stages of which every test passed), from results.json."""
+    """(points, of, the stages with all tests passed), from results.json."""
     def with_tests_that(status):
         tests = [test for test in content["tests"] if test.get("status") == status and "max_score" not in test]
         return {int(re.search(r"stage (\d)", " ".join(test["tags"]))[1]) for test in tests}
@@ -68,7 +68,7 @@ def marks(content):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the three samples, which another user may read; what the hostile one wrote is taken away at the end."""
+    """A folder with the three samples, readable for other users; it is removed at the end, with what the hostile one wrote."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="p2p-samples-"))
     folder.chmod(0o755)
     samples.write(folder / "samples")
@@ -78,7 +78,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def graded(folder):
-    """{sample: (seconds, exit code, printed, results.json)}, one graded after the other: side by side they would cost each other marks."""
+    """{sample: (seconds, exit code, printed, results.json)}, graded one after the other: side by side they would lose marks."""
     def run(name):
         ended = grade("--dir", folder / "samples" / name, "--results", folder / f"{name}.json")
         return (*ended, json.loads((folder / f"{name}.json").read_text()))
@@ -96,7 +96,7 @@ def test_the_samples_get_the_marks_of_the_page(graded):
 
 
 def alive(words):
-    """The running processes whose command holds these words."""
+    """The running processes with these words in their command."""
     rows = subprocess.run(["ps", "-axo", "pid=,command="], capture_output=True, text=True).stdout.splitlines()
     return [row for row in rows if words in row and "ps -axo" not in row]
 
@@ -114,7 +114,7 @@ def test_the_hostile_sample_has_its_verdict_within_a_minute_and_leaves_nothing_r
 TOP = {"score", "execution_time", "output", "output_format", "test_output_format", "test_name_format", "visibility", "stdout_visibility", "extra_data", "tests",
        "leaderboard"}
 TEST = {"score": (int, float), "max_score": (int, float), "status": str, "name": str, "name_format": str, "number": str, "output": str, "output_format": str,
-        "tags": list, "visibility": str, "extra_data": dict}  # what Gradescope documents of one test
+        "tags": list, "visibility": str, "extra_data": dict}  # what Gradescope documents for one test
 
 
 @pytest.mark.long
@@ -159,7 +159,7 @@ def test_the_hidden_test_of_the_page_passes_the_good_sample_fails_another_and_is
 
 
 def unknown_in(commands):
-    """Targets, variables, files and options that are not there. What stands after -- are options of grade.py."""
+    """Targets, variables, files and options that do not exist. Words after -- are options of grade.py."""
     commands = re.sub(r"(?m) -- (?=-)", "; lab/grader/grade.py ", commands)
     wrong = [target for target in re.findall(r"\bmake (?:-C \S+ )?([\w./-]+)", commands)
              if not re.search(rf"^{re.sub(r'stage-[0-7N]$', 'stage-%', target)}:", MAKEFILE.replace("$(VENV)", ".venv"), re.M)]

@@ -1,6 +1,6 @@
-"""The second implementation, lab/second/ in JavaScript: one swarm with ours, and what it promises of itself.
+"""The second implementation, lab/second/ in JavaScript: one swarm with ours, and its own promises.
 
-To see the verdict on it:
+To see its verdict:
 
     make grade TRACKER='node lab/second/tracker.js {file} --port {port} --expire {expire}' PEER='node lab/second/peer.js {tracker} {out}'
 """

@@ -1,6 +1,6 @@
 """The policy in small simulated swarms with fixed seeds, and lab/simulate.py itself.
 
-The simulator runs the functions of peer.py, so these tests pin what the rules are worth: a change
+The simulator runs the functions of peer.py, so these tests fix what the rules are worth: a change
 that costs more than noise fails here, in simulated time, on any machine.
 """
 
@@ -27,7 +27,7 @@ import simulate  # noqa: E402
 
 
 def ratio(leechers, chunks, runs=5, **options):
-    """The median over some seeds of makespan over floor."""
+    """The median of makespan over floor, over some seeds."""
     return statistics.median(simulate.simulate(leechers, chunks, seed=seed, **options)["ratio"] for seed in range(runs))
 
 
@@ -48,7 +48,7 @@ def test_a_swarm_of_equals_is_near_the_floor(leechers, chunks, most):
 
 @pytest.mark.parametrize("tau, most", [(0.042, 1.08), (0.01, 1.10), (0.002, 1.2)])
 def test_a_swarm_on_faster_uplinks_is_near_the_floor_too(tau, most):
-    """Pauses come from the exchange and not from a constant; a request takes as long as a chunk in the last one."""
+    """Pauses depend on the exchange and not on a constant; in the last case, a request takes as long as a chunk."""
     assert ratio(8, 160, tau=tau) <= most
 
 
@@ -94,9 +94,9 @@ def test_chunks_are_sent_as_often_as_they_come():
 
 
 def test_a_seeder_that_knows_nothing_of_what_it_sent_gives_a_swarm_with_a_missing_chunk_all_of_it():
-    """As after a restart: the leechers hold all but one chunk, which only the seeder has. Nothing deadlocks."""
+    """As after a restart, the leechers hold all but one chunk, which only the seeder has. Nothing deadlocks."""
     swarm = simulate.Simulation(4, 10)
-    swarm.members[0].slots.sent = peer.all_of(10)  # and as if it had given everything away
+    swarm.members[0].slots.sent = peer.all_of(10)  # as if it had given everything away
     for member in swarm.members[1:]:
         member.picker.held = peer.all_of(9)
         member.order = list(range(9))
@@ -127,7 +127,7 @@ HOMES = links.parse_links("up=20M,down=100M,delay=10ms")
 
 
 def one_connection(text, size, then=()):
-    """Seconds until so many bytes have crossed from host 0 to host 1, and the network; `then`: more writes (at, size)."""
+    """(when each write has arrived, the network): `size` bytes go from host 0 to host 1; `then`: more writes (at, size)."""
     clock, came = simulate.Simulation(1, 1), []
     clock.clock, clock.later, clock.missing = [], {}, 1  # nothing but the connection
     net = network.Network(links.parse_links(text), 2, clock.after, lambda: clock.now, random.Random(1))
@@ -155,13 +155,13 @@ def test_a_long_transfer_fills_the_uplink_and_one_that_has_rested_starts_anew():
     ("up=100M,down=100M,delay=40ms", 256, 0.374), ("up=100M,down=100M,delay=40ms", 1024, 0.544), ("up=100M,down=100M,delay=40ms", 16384, 1.850),
     ("up=20M,down=100M,delay=10ms", 1024, 0.472), ("up=20M,down=100M,delay=10ms", 16384, 6.992), ("up=20M,down=100M,delay=40ms", 4096, 2.028)])
 def test_a_transfer_takes_what_it_takes_with_the_tcp_of_linux(text, size, measured):
-    """Medians of three or more by socket.sendall over lab/links.py, from the first byte sent to the last received; Linux 6.18, cubic."""
+    """Medians of three or more runs of socket.sendall over lab/links.py, from first byte sent to last received; Linux 6.18, cubic."""
     came, _ = one_connection(text, size * 1024)
     assert came == [pytest.approx(measured, rel=0.03)]
 
 
 class LosesOne:
-    """A random number generator that has the packet with this number lost, and no other."""
+    """A random number generator that makes only the packet with this number get lost."""
 
     def __init__(self, number):
         self.number = number
@@ -172,7 +172,7 @@ class LosesOne:
 
 
 def with_one_loss(number, size):
-    """A connection from host 0 to host 1 that has sent this many segments, one of which was lost: it, its windows, what came when."""
+    """(connection, its windows, what came when), for `size` segments from host 0 to host 1, one of which was lost."""
     clock, came, windows = simulate.Simulation(1, 1), [], []
     clock.clock, clock.later, clock.missing = [], {}, 1
     net = network.Network(links.parse_links("up=20M,delay=20ms,2:loss=0%,1:loss=1%"), 2, clock.after, lambda: clock.now, LosesOne(number))
@@ -233,7 +233,7 @@ def test_a_swarm_on_links_without_any_rule_still_ends(rule):
 
 
 def test_news_is_told_to_whoever_waits_for_it():
-    """One way each: the seeder's first answer, the request, the chunk. And: news, to one whose query was waiting, the request, the chunk."""
+    """Three trips one way: the seeder's first answer, the request, the chunk; then news to a waiting query, the request, the chunk."""
     far = links.parse_links("up=1G,down=1G,delay=100ms")
     swarm = simulate.OnLinks(2, 1, far, 1000).run()
     assert [member.complete_at for member in swarm.members[1:]] == [pytest.approx(0.3, abs=0.02)] * 2
@@ -332,7 +332,7 @@ def test_an_ablation_that_cannot_write_says_so_before_it_measures(tmp_path):
 
 
 def test_a_real_swarm_under_limits_is_not_far_from_the_floor():
-    """The bound is generous, and one run of three is enough, for a machine that is busy with other tests; lab/distribution.py measures."""
+    """The bound is generous, and one good run of three is enough, because other tests may run; lab/distribution.py measures."""
     for _ in range(3):
         run = distribution.run_swarm(6, 24, 16_384, 16_384 / 0.15)
         if run.makespan < 2 * simulate.floor(6, 24, 0.15) and run.seeder_bytes < 2 * 24 * 16_384:

@@ -1,6 +1,6 @@
 """The page, the tests, messages.proto, messages_pb2.py and the constants say the same.
 
-Nothing is run here: the page is read (lab/SPEC.md), and the tests are read with ast (pages.py). Reading order: clauses - bytes - messages - constants.
+Nothing is run here: the page (lab/SPEC.md) is read, and the tests are read with ast (pages.py). Reading order: clauses - bytes - messages - constants.
 """
 
 import hashlib
@@ -61,8 +61,8 @@ def test_the_marks_of_a_test_are_read_as_they_are_written():
     assert [(function.name, marks(function)) for function in functions_of(source)] == [("test_a", [("spec", ["WF-1", "WF-2"]), ("fault", [4])]), ("test_b", [])]
 
 
-# Bytes. The examples of the page are lines of two forms in its indented blocks: `label   hex`, and
-# a label alone with the hex on lines below. `..` and `…` stand for bytes that are not shown.
+# Bytes. The examples of the page have two forms in its indented blocks: `label   hex`, and a label
+# alone with the hex on the lines below. `..` and `…` stand for bytes that are not shown.
 
 
 HEX = r"(?:[0-9a-f]{2}|\.\.|…)"
@@ -107,7 +107,7 @@ def examples(page):
 
 
 def pattern(digits):
-    """What bytes must match to be those of an example."""
+    """The pattern that the bytes of an example must match."""
     words = digits.replace("|", " ").split()
     return re.compile(b"".join(b".+" if word in ("..", "…") else re.escape(bytes.fromhex(word)) for word in words), re.DOTALL)
 
@@ -148,7 +148,7 @@ def test_every_code_that_the_page_names_is_one():
     assert named and named <= set(pb.Code.keys())
 
 
-# Messages. A parser for as much of proto3 as messages.proto uses; what it does not know it refuses.
+# Messages. A parser for the part of proto3 that messages.proto uses; it refuses anything else.
 
 
 SCALARS = {"string", "bytes", "bool", "uint32", "uint64"}
@@ -170,7 +170,7 @@ class Proto:
             self.facts.add(("field", *self.resolved(*field)))
 
     def take(self, *expected):
-        """The next token; if some are expected, one of them."""
+        """The next token, which must be one of `expected`, if there are any."""
         token = self.tokens.pop(0)
         assert not expected or token in expected, f"expected {' or '.join(expected)}, got {token}"
         return token
@@ -233,7 +233,7 @@ class Proto:
 
 
 def facts_of(file):
-    """The same facts of a compiled file."""
+    """The same facts about a compiled file."""
     facts = {("syntax", "proto3"), ("package", file.package)}
 
     def add_message(message):
@@ -268,8 +268,8 @@ def test_messages_pb2_is_what_messages_proto_says():
     ("string listening_addr = 1;", "bytes listening_addr = 1;"),                   # another type
     ("uint64 known = 8;", "uint64 heard = 8;"),                                    # another name
     ("repeated string addresses", "string addresses"),                             # another label
-    ("uint32 lease_ms = 9;", "uint32 lease_ms = 9;\n    bool extra = 10;"),        # a field more
-    ("bool busy_ok = 8;", ""),                                                     # a field less
+    ("uint32 lease_ms = 9;", "uint32 lease_ms = 9;\n    bool extra = 10;"),        # an additional field
+    ("bool busy_ok = 8;", ""),                                                     # a missing field
     ("  oneof type {\n    Ok ok = 1;", "  Ok ok = 1;\n  oneof type {"),            # another place
     ("oneof type", "oneof kind"),
     ("BUSY = 6;", "BUSY = 16;"),
@@ -294,7 +294,7 @@ def test_comments_and_spaces_mean_nothing():
 
 
 def numbers(text):
-    """The numbers of a text with their units, in the order in which they stand: bytes, seconds or pieces."""
+    """The numbers of a text with their units, in order: bytes, seconds or pieces."""
     units = {"KiB": peer.KIB, "MiB": peer.MIB, "GiB": peer.GIB}
     return [float(number.replace(",", "")) * units.get(unit, 1) for number, unit in re.findall(r"(\d[\d,]*(?:\.\d+)?)(?: (KiB|MiB|GiB))?", text)]
 

@@ -1,4 +1,4 @@
-"""The starter: it is what lab/grader/stages.py says, it shows no solution, and it turns green stage by stage.
+"""The starter: it agrees with lab/grader/stages.py, it shows no solution, and it turns green stage by stage.
 
 Reading order: names - text - the command - the stages, in runs of pytest of their own.
 """
@@ -131,7 +131,7 @@ def made(tmp_path_factory):
 
 
 def test_no_line_of_a_body_that_was_taken_out_is_in_the_starter(made):
-    """But for lines that some function that is given has too, such as `with self.lock:`."""
+    """Except for lines that also occur in a given function, such as `with self.lock:`."""
     for module in starter.PROGRAMS:
         lines = read(ROOT, f"{module}.py").splitlines()
         inside = set()
@@ -215,11 +215,11 @@ def test_without_a_folder_it_says_how_to_name_one(arguments):
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1) and "make starter DIR=" in ended.stderr
 
 
-# The stages. Each run of pytest drives the programs of a folder, as it would any implementation.
+# The stages. Each run of pytest drives the programs of a folder, like any implementation.
 
 
 def run_stage(folder, number, *extra):
-    """Run the tests of a stage, as far as they are not for our programs only, on the programs in a folder."""
+    """Run the tests of a stage, except those for our programs only, on the programs in a folder."""
     python = shlex.quote(sys.executable)
     environment = {**os.environ, "TRACKER": f"{python} {folder}/tracker.py {{file}} --port {{port}} --expire {{expire}}", "PEER": f"{python} {folder}/peer.py {{tracker}} {{out}}"}
     files = [os.path.join(ROOT, name) for name in stages.test_files(STAGES[number])]
@@ -228,13 +228,13 @@ def run_stage(folder, number, *extra):
 
 
 def in_parallel(run, numbers):
-    """{number: run(number)}; most of a test is waiting, so more at a time than there are cores."""
+    """{number: run(number)}; more at a time than there are cores, because tests mostly wait."""
     with ThreadPoolExecutor(1 + (os.cpu_count() or 1)) as pool:
         return dict(zip(numbers, pool.map(run, numbers)))
 
 
 def fails_cleanly(ended, number, stage):
-    """Check that a run of stage `number` failed at a function of `stage`, said in one line and shown in the report."""
+    """Check that a run of stage `number` failed at a function of `stage`, and that one line in the report says so."""
     assert ended.returncode == 1, f"stage {number} does not fail:\n{ended.stdout}"
     assert f"NotImplementedError: stage {stage.number}: {stage.note}" in ended.stdout, f"stage {number} does not name {stage.note}:\n{ended.stdout}"
     assert 'raise NotImplementedError("stage' not in ended.stdout, f"a traceback of the program in stage {number}:\n{ended.stdout}"
@@ -250,7 +250,7 @@ def test_each_stage_of_the_untouched_starter_fails_and_names_a_note(made):
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_with_the_functions_up_to_a_stage_that_stage_passes_and_the_next_fails(tmp_path):
-    """More functions do not make a test fail, so the stages before it pass too."""
+    """More functions do not make a test fail, so the earlier stages pass too."""
     def run(number):
         folder = tmp_path / f"up_to_{number}"
         starter.write(folder, written=range(number + 1))

@@ -1,4 +1,4 @@
-"""lab/timeline.py and lab/svg.py: what they make of events, hand-made, broken, and of a real swarm.
+"""lab/timeline.py and lab/svg.py: what they make of events, whether hand-made, broken or from a real swarm.
 
 The hand-made run: a seeder S gives chunks 0 and 10 to A, which gives 0 to B; S gives 10 to B, and 0 once more, too late.
 
@@ -53,7 +53,7 @@ WRITTEN = {"seeder": SEEDER, "a": A, "b": B}
 
 @pytest.fixture
 def write(tmp_path):
-    """write({name: events}): the paths of files that hold them."""
+    """write({name: events}): the paths of files with these events."""
     def write_all(files):
         paths = []
         for name, events in files.items():
@@ -86,7 +86,7 @@ def test_every_chunk_is_found_at_both_of_its_ends(write):
 def test_the_summary_adds_up(write):
     text = text_of(timeline.read_run(write(WRITTEN)))
     rows = {line.split()[0]: line for line in text.splitlines() if line}
-    assert rows["a"].split()[1:] == "2.00 s 20 B 1 10 B 0.00 s 0 % 3.00 s 75 %".split()    # up since it held a chunk, at 1
+    assert rows["a"].split()[1:] == "2.00 s 20 B 1 10 B 0.00 s 0 % 3.00 s 75 %".split()    # it can upload since it has a chunk, at 1
     assert rows["b"].split()[1:] == "4.00 s 20 B 2 0 B 2.00 s 50 % 2.00 s 100 %".split()
     assert rows["seeder"].split()[1:] == "seeder 0 B - 40 B - 1.00 s 20 %".split()
     assert "2 chunks, 20 B; 5.00 s from the first request" in text
@@ -141,7 +141,7 @@ def test_under_a_limit_what_waits_behind_another_chunk_is_not_on_the_wire_yet(wr
 
 
 def bare(events):
-    """The events as an implementation may write them that adds nothing to what SPEC CL-15 asks for."""
+    """The events of an implementation that writes only what SPEC CL-15 demands."""
     return [{name: value for name, value in event.items() if name not in ("seconds", "wall", "out")} for event in events]
 
 
@@ -187,7 +187,7 @@ def test_of_a_file_with_two_contents_the_last_one_counts(write):
 
 
 def again(events, later, boot=0.0):
-    """The same events so many seconds later, on a machine that was started anew `boot` seconds ago by then; 0: it was not."""
+    """The same events `later` seconds later, on a machine restarted `boot` seconds before; 0 means not restarted."""
     moved = [{**event, "t": event["t"] + later - boot} for event in events]
     return [{**event, "wall": event["wall"] + later} if "wall" in event else event for event in moved]
 

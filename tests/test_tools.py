@@ -1,4 +1,4 @@
-"""What all tools in lab/ do when nobody reads what they print, when there is no room for it, and when they are interrupted."""
+"""What all tools in lab/ do when nobody reads their output, when there is no room for it, and when they are interrupted."""
 
 import os
 import pathlib
@@ -29,7 +29,7 @@ SAY_SOMETHING = {
     "watch": ["lab/tools/watch.py", "--help"],
     "distribution": ["lab/distribution.py", "--point", "1", "2", "--limit", "1M", "--chunk-size", "1K"],
 }
-SIGNALS = [signal.SIGINT, signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)  # nohup's stay ignored
+SIGNALS = [signal.SIGINT, signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)  # under nohup it stays ignored
 NO_READER = {"nobody_reads": '"$0" "$@" | true; exit ${PIPESTATUS[0]}', "no_room": '"$0" "$@" > /dev/full', "closed": '"$0" "$@" >&-'}
 
 
@@ -40,11 +40,11 @@ def test_a_stdout_that_takes_nothing_costs_at_most_one_line(tool, how, tmp_path)
     (tmp_path / "x.events").write_text('{"t": 1, "event": "fetched", "chunk": 0, "bytes": 10, "of": "127.0.0.1:1", "seconds": 0.5}\n')
     words = [word.format(folder=tmp_path, events=tmp_path / "x.events") for word in SAY_SOMETHING[tool]]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    environment.pop("PYTHONUNBUFFERED", None)  # then what was printed fails at the very end
+    environment.pop("PYTHONUNBUFFERED", None)  # then printing fails only at the very end
     ended = subprocess.run(["bash", "-c", NO_READER[how], sys.executable, *words], cwd=ROOT, env=environment,
                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60)
     if (tool, how) in (("watch", "closed"), ("links", "closed")):
-        return  # argparse shows its help on stderr then
+        return  # then argparse shows its help on stderr
     assert ended.returncode in (0, 1, 2) and ended.stderr.count("\n") <= 1 and not re.search(r"Traceback|Exception", ended.stderr), ended.stderr
     assert how != "nobody_reads" or tool == "explain_what_is_wrong" or not ended.stderr, "a reader that has gone is nothing to talk about"
     assert not [name for name in os.listdir(tmp_path) if name.startswith("tmp")]

@@ -1,4 +1,4 @@
-"""The table of programs that differ as the page allows fits the reference, the stages and the page. Running them is `make variants`."""
+"""The table of programs that differ as the page allows agrees with the reference, the stages and the page. `make variants` runs them."""
 
 import ast
 import builtins
@@ -25,7 +25,7 @@ def test_there_are_many_and_each_has_a_name_of_its_own():
 def test_each_fits_the_reference_compiles_and_names_a_clause_that_allows_it(variant):
     (text,) = variants.programs([variant]).values()
     names = {"__name__": "not to be run", **vars(builtins)}
-    exec(compile(text, variant.program, "exec"), names)  # so whatever it builds upon is there
+    exec(compile(text, variant.program, "exec"), names)  # so everything that it builds on exists
     nodes = list(ast.walk(ast.parse(variant.new if not variant.old else "")))
     bound = {node.arg for node in nodes if isinstance(node, ast.arg)} | {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     bound |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}

@@ -1,4 +1,4 @@
-"""lab/tools/watch.py: what is concluded from lists of ids, the map as text and as a page, and that it only watches."""
+"""lab/tools/watch.py: what it infers from lists of ids, the map as text and as a page, and that it only watches."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def swarm_of(*lists, trouble="", passed_over=0):
     return watch.Swarm(peers, ids, size, passed_over, trouble)
 
 
-# What is concluded.
+# What it infers.
 
 
 @pytest.mark.parametrize("lists, size, count", [
@@ -135,7 +135,7 @@ def test_who_does_not_answer_holds_up_nobody_and_is_told_of(fake_tracker, fake_p
 
 
 def unused_port():
-    """A port where nobody listens: it was free a moment ago."""
+    """A port that was free a moment ago, so nobody listens there."""
     import socket
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -246,7 +246,7 @@ def test_what_cannot_be_watched_is_told_in_one_line(arguments, code, said):
 
 
 def watching_for(seconds, *arguments):
-    """The command of a watch.py that waits so long for a tracker."""
+    """The command of a watch.py that waits `seconds` for a tracker."""
     code = f"import sys; sys.path.insert(0, 'lab/tools'); import watch; watch.peer.TRACKER_SECONDS = {seconds}; sys.argv[1:] = {list(map(str, arguments))}"
     return [sys.executable, "-c", f"{code}; watch.peer.run_to_exit('watch.py', watch.run)"]
 
