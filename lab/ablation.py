@@ -102,7 +102,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--chunks", type=simulate.whole_number(1, 10_000), metavar="M", help=f"(default: {CHUNKS}, quick {QUICK_CHUNKS})")
     parser.add_argument("--tau", type=simulate.share, metavar="S",
                         help=f"seconds that a chunk takes at the upload limit (default: {TAU:g}, quick {QUICK_TAU:g})")
-    parser.add_argument("--links", type=distribution.links_with_rate, metavar="SPEC", help="on such links instead of --tau, as in lab/links.py")
+    parser.add_argument("--links", type=distribution.links_with_rate, metavar="SPEC", help="on these links instead of --tau, as in lab/links.py")
     parser.add_argument("--runs", type=simulate.whole_number(1, 100), metavar="K", help=f"real runs of each (default: {RUNS}, quick 1)")
     parser.add_argument("--simulated", type=simulate.whole_number(1, 1000), default=SIMULATED_RUNS, metavar="K",
                         help="simulated runs of each (default: %(default)s)")

@@ -311,7 +311,7 @@ def make_source(folder, size):
 def compare_files(paths, source):
     for path in paths:
         if not filecmp.cmp(path, source, shallow=False):
-            raise Failure(f"{os.path.basename(path)} is not the file that was to be fetched")
+            raise Failure(f"{os.path.basename(path)} differs from the file that it should have fetched")
 
 
 def turn(source, count, command):
@@ -534,7 +534,7 @@ def show(args, report):
         rows = [form(*cells(row)).rstrip() for row in report["rows"] if row["case"] == name]
         if rows:
             print(case.title.format(human(case.sizes[args.quick])), *rows, sep="\n")
-    print("raw limit: sendfile, recv, SHA-256 and pwrite on one connection, chunk by chunk; raw stream: the same, but for no chunks.")
+    print("raw limit: sendfile, recv, SHA-256 and pwrite on one connection, chunk by chunk; raw stream: the same without chunks.")
     print("aria2c and curl download from `python -m http.server`; aria2c checks a SHA-256, curl checks nothing.")
     print(f"libtorrent: its Python peer, {TORRENT_FORMAT} (SHA-1), from its start until it is a seeder.")
 

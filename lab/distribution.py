@@ -707,14 +707,14 @@ def parse_arguments(argv=None):
     parser.add_argument("--slow", type=share(1), metavar="SHARE",
                         help="with --point: the last leecher uploads at this share of the others' limit; the makespan is that of the others")
     parser.add_argument("--client-server", action="store_true", help="with --point: leechers that nobody can reach")
-    parser.add_argument("--staggered", action="store_true", help="leechers come as they start, instead of all before the seeder begins")
+    parser.add_argument("--staggered", action="store_true", help="leechers join as they start, instead of all before the seeder begins")
     parser.add_argument("--seeder", type=share(1000), default=1.0, metavar="K", help="the seeder's upload limit, in those of a leecher (default: 1)")
     parser.add_argument("--limit", type=peer.size_in_bytes, metavar="RATE",
                         help="upload limit in bytes per second (default: one at which the processors are less than half busy)")
-    parser.add_argument("--links", type=links_with_rate, metavar="SPEC", help="on such links instead of --limit, as in lab/links.py: up=20M,delay=10ms")
+    parser.add_argument("--links", type=links_with_rate, metavar="SPEC", help="on these links instead of --limit, as in lab/links.py: up=20M,delay=10ms")
     parser.add_argument("--chunk-size", type=peer.size_in_bytes, default=CHUNK_SIZE, metavar="SIZE", help="bytes in a chunk (default: 64K)")
     parser.add_argument("--runs", type=number_of(1), metavar="K", help=f"runs of each peer-to-peer point (default: {RUNS}; with --point: 1)")
-    parser.add_argument("--peer", type=existing_file, default=PEER, metavar="PATH", help="another peer.py to be run, to compare versions")
+    parser.add_argument("--peer", type=existing_file, default=PEER, metavar="PATH", help="another peer.py to run, to compare versions")
     parser.add_argument("--events", type=new_folder, metavar="FOLDER",
                         help="with --point: leave the events of the last run there, for lab/timeline.py")
     parser.add_argument("--out", type=prefix_of_files, default="", metavar="PREFIX",

@@ -618,7 +618,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--leechers", type=whole_number(1, MAX_LEECHERS), default=32, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--chunks", type=whole_number(1, peer.MAX_CHUNKS), default=160, metavar="M", help="(default: %(default)s)")
     parser.add_argument("--tau", type=share, default=TAU, metavar="S", help="seconds that a chunk takes at the upload limit (default: %(default)s)")
-    parser.add_argument("--slow", type=share, metavar="SHARE", help="one leecher uploads at this share of the others' rate; they alone count")
+    parser.add_argument("--slow", type=share, metavar="SHARE", help="one leecher uploads at this share of the others' rate; only the others count")
     parser.add_argument("--seeder", type=share, default=1.0, metavar="K", help="the seeder uploads K times as fast (default: 1)")
     parser.add_argument("--links", type=links_with_rate, metavar="SPEC",
                         help="links instead of --tau, --slow and --seeder, as in lab/links.py: up=20M,down=100M,delay=10ms,3:up=2M")

@@ -851,7 +851,7 @@ def main():
     parser.add_argument("events", nargs="+", metavar="EVENTS", help="files that peers and the tracker wrote with --events")
     parser.add_argument("--out", default="timeline.svg", metavar="FILE", help="the picture (default: %(default)s)")
     parser.add_argument("--links", type=links.parse_links, metavar="SPEC", help="the links on which it ran, as in lab/links.py")
-    parser.add_argument("--run", type=int, metavar="N", help="of several runs in the files the N-th (default: the last)")
+    parser.add_argument("--run", type=int, metavar="N", help="of several runs in the files, the N-th (default: the last)")
     args = parser.parse_args()
     run = read_run(args.events, args.run)
     if args.links:

@@ -46,7 +46,7 @@ WHOLE = {"clauses": ["FC-3"], "steps": ["connected"], "step": 1, "sent": "2a 00"
     ({"offset": None}, ["offset"]),
     ({"offset": None, "got": "end of stream"}, []),
     ({"offset": None, "got": "12 00 … (70 bytes)"}, ["offset"]),
-    ({"likely": "an exception that nothing has caught – its last line is shown"}, ["a hint but that it crashed"]),
+    ({"likely": "an exception that was not caught – its last line is shown"}, ["a hint but that it crashed"]),
     ({"clauses": [], "step": 0, "expected": "", "again": ""}, ["clauses", "step", "expected", "again"]),
 ])
 def test_a_report_that_lacks_a_part_is_seen(change, missing):

@@ -99,7 +99,7 @@ def missing_in(text):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_command_and_file_that_a_page_names_exists(page):
-    known = {".github/workflows/classroom.yml"}  # a file in the instructor's repository
+    known = {".github/workflows/classroom.yml"}  # a file in a classroom's repository
     assert not set(missing_in(page.read_text())) - known
 
 

@@ -70,7 +70,7 @@ def parse_arguments():
     parser = ending.Arguments(prog="autograder.py", description="Write Gradescope's autograder.", allow_abbrev=False,
                               usage="autograder.py [--out FILE] [--hidden FOLDER] [-- OPTIONS of grade.py]")
     parser.add_argument("--out", metavar="FILE", default="autograder.zip", help="where to write (default: %(default)s)")
-    parser.add_argument("--hidden", metavar="FOLDER", help="further tests, of which no source is shown")
+    parser.add_argument("--hidden", metavar="FOLDER", help="further tests, whose source is not shown")
     args = parser.parse_args(sys.argv[1:at])
     args.options = sys.argv[at + 1:]
     for taken in ("--dir", "--tracker", "--peer", "--results", "--hidden"):

@@ -53,7 +53,7 @@ def main():
         content = json.loads(pathlib.Path(sys.argv[1]).read_text())
         told = lines(content)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ending.Failure(f"expected a results.json of lab/grader/grade.py, got {os.path.basename(sys.argv[1])!r}, which is none") from None
+        raise ending.Failure(f"expected a results.json of lab/grader/grade.py, got {os.path.basename(sys.argv[1])!r}, which is not one") from None
     print("\n".join(told))
 
 

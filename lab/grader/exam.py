@@ -315,7 +315,7 @@ def sheets(seed, questions):
 def parse_arguments():
     names = [question.name for question in QUESTIONS]
     parser = ending.Arguments(prog="exam.py", description="Make an exam with fresh values, and its answers.", allow_abbrev=False)
-    parser.add_argument("--seed", default=None, help="letters and digits; the same seed makes the same exam (default: one that nobody guesses)")
+    parser.add_argument("--seed", default=None, help="letters and digits; the same seed makes the same exam (default: one that nobody can guess)")
     parser.add_argument("--out", metavar="FOLDER", default=".", help="where the two pages go (default: here)")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, default=names, help=f"some of {', '.join(names)}")
     args = parser.parse_args()

@@ -160,7 +160,7 @@ def arguments(prog, description, limit):
     """A parser with the options that the gauntlet and the variants share."""
     parser = ending.Arguments(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these, with their reports (default: all)")
-    parser.add_argument("--list", action="store_true", help="show what there is, and run nothing")
+    parser.add_argument("--list", action="store_true", help="list the names without running anything")
     parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="gradings at a time (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=limit, metavar="S", help="seconds for all (default: %(default)s)")
     return parser

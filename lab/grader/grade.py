@@ -102,12 +102,12 @@ def parse_arguments():
     parser.add_argument("--stage", metavar="N", help="only this stage, 0 to 7, without the slow tests")
     parser.add_argument("--stages", metavar="N-M", help="only these stages, such as 0-3, with the slow tests")
     parser.add_argument("-k", metavar="WORDS", default="", help="only tests with these words in their name")
-    parser.add_argument("--hidden", metavar="FOLDER", help="further tests, test_N_*.py, of which no source is shown")
+    parser.add_argument("--hidden", metavar="FOLDER", help="further tests, test_N_*.py, whose source is not shown")
     parser.add_argument("--results", metavar="FILE", default="results.json", help="where to write, in Gradescope's format (default: %(default)s)")
-    parser.add_argument("--limit", metavar="S", type=float, help=f"end the run after so many seconds (default: {LIMIT}, and more on a slow machine)")
+    parser.add_argument("--limit", metavar="S", type=float, help=f"end the run after this many seconds (default: {LIMIT}, and more on a slow machine)")
     parser.add_argument("--thorough", action="store_true", help="wait out the long deadlines too: under four minutes")
     parser.add_argument("--first", action="store_true", help="end with the first failure; slow tests are run too")
-    parser.add_argument("--workers", metavar="N", type=int, help="tests at a time (default: as many as the machine bears)")
+    parser.add_argument("--workers", metavar="N", type=int, help="tests at a time (default: as many as the machine can take)")
     return parser.parse_args()
 
 
@@ -186,9 +186,9 @@ def hidden_tests(folder):
 def check_results(path):
     """WrongUsage if the path is not a regular file: as root, even /dev/null would be replaced."""
     if not os.path.basename(path) or os.path.lexists(path) and not os.path.isfile(path):
-        raise WrongUsage(f"--results: cannot write {path!r}: expected the name of a regular file, there or not there yet")
+        raise WrongUsage(f"--results: cannot write {path!r}: expected the name of a regular file, new or not")
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise WrongUsage(f"--results: cannot write {path!r}: expected a folder that is there")
+        raise WrongUsage(f"--results: cannot write {path!r}: expected an existing folder")
 
 
 # The run.

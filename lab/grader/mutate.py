@@ -403,10 +403,10 @@ def stage_numbers(text):
 def parse_arguments():
     parser = ending.Arguments(prog="mutate.py", description="Change the reference systematically, and see whether its stage notices.")
     parser.add_argument("--stages", type=stage_numbers, default=[stage.number for stage in stages.STAGES], metavar="N-M", help="only these (default: all)")
-    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="begin nothing new after so many seconds (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="begin nothing new after this many seconds (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="at a time (default: %(default)s)")
-    parser.add_argument("--list", action="store_true", help="show the changes, and run nothing")
-    parser.add_argument("--table", action="store_true", help="write mutations.md, and run nothing")
+    parser.add_argument("--list", action="store_true", help="show the changes without running them")
+    parser.add_argument("--table", action="store_true", help="write mutations.md without running anything")
     return parser.parse_args()
 
 

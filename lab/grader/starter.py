@@ -180,7 +180,7 @@ def folder_made(fill, usage):
     try:
         sys.argv[1].encode()  # it will appear in README.md
         if path.is_file() or path.is_dir() and any(path.iterdir()):
-            raise ending.Failure(f"expected a folder that is empty or not there yet, got {path}, which holds something; choose another")
+            raise ending.Failure(f"expected a folder that is empty or does not exist, got {path}, which is not empty; choose another")
         fill(path)
     except OSError as error:
         raise ending.Failure(f"expected a folder that can be written, got {path}: {error.strerror}; choose another") from None

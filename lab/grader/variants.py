@@ -109,7 +109,7 @@ def bad(code, reason):
 def bad(code, reason):
     return Response(bad=Response.Bad(code=code))
 '''),
-    Variant("further_fields_in_the_peer_list", "eager", "tracker.py", (3, 6, 7), "free", "Whoever asks is told file and lease again.", '''
+    Variant("further_fields_in_the_peer_list", "eager", "tracker.py", (3, 6, 7), "free", "Every asker is told file and lease again.", '''
 def on_peer_list(self, request, sock):
     return Response(peer_list=Response.PeerList(addresses=self.addresses_for(sock), file=self.message, lease_ms=int(self.swarm.lease * 1000)))
 
@@ -121,7 +121,7 @@ Tracker.on_peer_list = on_peer_list
 def read_exactly(sock, count, deadline, real=read_exactly):
     return b"".join(real(sock, min(1000, count - at), deadline) for at in range(0, count, 1000))
 '''),
-    Variant("many_segments", "careful", "peer.py", ALL, "WF-2", "Answers leave in pieces of 500 bytes, of a chunk in pieces of 5,000.", '''
+    Variant("many_segments", "careful", "peer.py", ALL, "WF-2", "Answers leave in pieces of 500 bytes, chunks in pieces of 5,000.", '''
 def send_exactly(sock, data, deadline, flags=0, real=send_exactly):
     size = 500 if len(data) < 10_000 else 5000
     for at in range(0, len(data), size):
@@ -184,7 +184,7 @@ def addresses_for(self, sock, real=Tracker.addresses_for):
 
 Tracker.addresses_for = addresses_for
 '''),
-    Variant("announces_an_address_of_its_own", "careful", "peer.py", (1, 2), "JN-3", "It announces where it believes to be.", '''
+    Variant("announces_an_address_of_its_own", "careful", "peer.py", (1, 2), "JN-3", "It announces the address it believes it has.", '''
 def listening_addr(self):
     return f"127.0.0.1:{self.server.port}"
 
@@ -221,7 +221,7 @@ def completed(self, real=Peer.completed):
 
 Peer.completed = completed
 '''),
-    Variant("a_second_connection_to_each_neighbor", "eager", "peer.py", (4, 6, 7), "PL-4", "One more, in case that it is needed.", '''
+    Variant("a_second_connection_to_each_neighbor", "eager", "peer.py", (4, 6, 7), "PL-4", "One more, in case it is needed.", '''
 def fetch_from(self, neighbor, real=Peer.fetch_from):
     second = socket.socket()
     try:
@@ -254,10 +254,10 @@ Link.send = send_without_wait
 '''),
     Variant("seldom_asks_for_news", "careful", "peer.py", (4, 6, 7), "SW-8", "Twice in a second, or a little less.", constant(NEWS_PAUSE="0.6")),
     Variant("often_asks_for_news", "eager", "peer.py", (4, 6, 7), "CQ-6", "Ten times in a second, or a little more.", constant(NEWS_PAUSE="0.1")),
-    Variant("lists_the_last_chunks_first", "eager", "peer.py", (4, 5, 6), "CQ-2", "What was found on disk was verified from its end.", "reversed(list(indexes(held))))",
+    Variant("lists_the_last_chunks_first", "eager", "peer.py", (4, 5, 6), "CQ-2", "Chunks found on disk were verified from the end.", "reversed(list(indexes(held))))",
             "indexes(held))"),
     # Fetch Chunk, the side that gives.
-    Variant("never_busy", "careful", "peer.py", (5, 6, 7), "FC-6", "Whoever asks waits for its turn, also one that need not.", '''
+    Variant("never_busy", "careful", "peer.py", (5, 6, 7), "FC-6", "Every asker waits for its turn, even if it need not.", '''
 def on_fetch_chunk(self, request, sock, real=Peer.on_fetch_chunk):
     request.ClearField("busy_ok")
     return real(self, request, sock)
@@ -304,14 +304,14 @@ def refused_without_instead(self, neighbor, index, answer, real=Peer.refused):
 Peer.refused = refused_without_instead
 '''),
     Variant("long_pauses_when_told_busy", "eager", "peer.py", (6, 7), "FC-7", "Three quarters of a second, more or less.", constant(BUSY_SECONDS="(0.75, 1.0)", RETRY_SPREAD="(0.8, 1.2)")),
-    Variant("one_request_at_a_time", "careful", "peer.py", (6, 7), "free", "It asks for a chunk when it has the last.", '''
+    Variant("one_request_at_a_time", "careful", "peer.py", (6, 7), "free", "It asks for a chunk once it has the previous one.", '''
 def ahead(self, neighbor, link):
     return 1
 
 
 Peer.ahead = ahead
 '''),
-    Variant("asks_again_for_what_was_refused", "eager", "peer.py", (6, 7), "FC-10", "Next time it may be there.", '''
+    Variant("asks_again_for_what_was_refused", "eager", "peer.py", (6, 7), "FC-10", "The next time it may be there.", '''
 def refused_for_now(self, neighbor, index, answer, real=Peer.refused):
     real(self, neighbor, index, answer)
     with self.lock:
@@ -341,7 +341,7 @@ def say_with_a_prefix(self, line, real=Screen.say):
 
 Screen.say = say_with_a_prefix
 '''),
-    Variant("errors_in_other_words", "eager", "peer.py", ALL, "CL-13", "One line, but another.", '''
+    Variant("errors_in_other_words", "eager", "peer.py", ALL, "CL-13", "One line, but a different one.", '''
 def __init__(self, code, line):
     Exception.__init__(self, f"error {code}, because: {line}")
     self.code = code

@@ -858,11 +858,11 @@ def explain_text(text, kind):
 
 def parse_arguments():
     parser = ending.Arguments(prog="explain.py", description="Explains the bytes of requests and answers: of hex digits, of a capture, or live.")
-    parser.add_argument("what", nargs="*", metavar="HEX | FILE", help="hex digits of frames, or what else was copied: a dump, a string; - for stdin; or a pcap or pcapng file")
+    parser.add_argument("what", nargs="*", metavar="HEX | FILE", help="hex digits of frames, or a copied dump or string; - for stdin; or a pcap or pcapng file")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--request", action="store_const", const="request", dest="kind", help="the hex digits are a request, whatever they look like")
     kind.add_argument("--response", action="store_const", const="response", dest="kind", help="the hex digits are an answer")
-    parser.add_argument("--port", type=int, action="append", default=[], help="of a capture: what passed at this port, whatever it is")
+    parser.add_argument("--port", type=int, action="append", default=[], help="of a capture: all traffic of this port, whatever it is")
     parser.add_argument("--proxy", nargs=2, metavar=("PORT", "TARGET:PORT"), help="listen at PORT, pass everything on to TARGET, and show it")
     return parser.parse_args()
 

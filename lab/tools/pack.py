@@ -98,7 +98,7 @@ def pack(folder):
 
 def main():
     parser = ending.Arguments(prog="pack.py", description="Write tracker.pyz and peer.pyz, which need Python alone.")
-    parser.add_argument("folder", metavar="FOLDER", help="where to; it is made if it is not there")
+    parser.add_argument("folder", metavar="FOLDER", help="where to write; it is made if it does not exist")
     for path in pack(parser.parse_args().folder):
         print(f"{path}: {os.path.getsize(path):,} bytes; python3 {path} --help")
 

@@ -382,11 +382,11 @@ class Site(http.server.ThreadingHTTPServer):
 def parse_arguments(argv=None):
     parser = peer.Arguments(prog="watch.py", description="A live map of a swarm: rows are peers, columns are chunks. It watches and takes no part.")
     parser.add_argument("tracker", type=peer.tracker_address, metavar="TRACKER:PORT", help="where the swarm's tracker listens")
-    parser.add_argument("--once", action="store_true", help="show one map, when everybody has answered or had time to, and end")
+    parser.add_argument("--once", action="store_true", help="show one map, once everybody has answered or timed out, and end")
     parser.add_argument("--until", type=int, default=float("inf"), metavar="N", help="end when N peers are or were complete; a tracker's seeder is one of them")
     parser.add_argument("--web", type=peer.port_number, nargs="?", const=0, metavar="PORT", help="also serve the map to browsers of this machine")
     parser.add_argument("--every", type=peer.seconds_above_zero, default=EVERY_SECONDS, metavar="S",
-                        help="seconds between two questions to each peer (default: %(default)s)")
+                        help="seconds between two requests to each peer (default: %(default)s)")
     return parser.parse_args(argv)
 
 
