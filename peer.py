@@ -6,24 +6,24 @@
 
 lab/SPEC.md says what it promises; the numbers in brackets, such as [FC-9], are its clauses.
 
-PART ONE is how a chunk travels, and takes an afternoon to read (two and a half hours): frames on
+PART ONE shows how a chunk travels, and takes an afternoon to read (two and a half hours): frames on
 the wire, the file's description, its chunks on disk, which chunk to request from whom, the asking
 end of a connection, and the peer, from Join to the last chunk. PART TWO is what keeps it standing
-(two hours more): each section opens with the fault that it answers. Part One can be read without
-looking up what it uses of Part Two: small helpers that do what their names say, and these:
+(two hours more): each section opens with the fault that it handles. Part One can be read without
+looking up what it uses from Part Two: small helpers that do what their names say, and these:
 
     prepare     caps each blocking call on a socket at one tick
     Server      a thread per connection; calls Peer.on_... for each request
-    Uploads     who may have a chunk now, at what pace
+    Uploads     who may have a chunk now, and at what pace
     Contacts    which addresses may be dialled, and when
     repeat      a timer: calls a function at intervals until it returns False
-    Output      OUT and OUT.part; the peer calls its finish() at the end, which renames the second
+    Output      OUT and OUT.part; at the end the peer calls finish(), which renames OUT.part
 
-Threads. The main thread joins, opens OUT, verifies what is there, calls Peer.begin, and then shows
-progress; at its start it starts one that waits for signals. One accepts connections, and starts one
+Threads. The main thread first starts one that waits for signals. It joins, opens OUT, verifies what
+is there, calls Peer.begin, and then shows progress. Another accepts connections and starts a thread
 for each (Server). Each neighbor that this peer asks has its own, started by Peer.dial; it verifies
-and writes what it receives (Peer.fetch_from) or, while the next chunk comes, leaves that to one of
-a few others (Peer.verify_arrivals). Three timers (repeat) send proofs, ask for the peer list and
+and writes what it receives (Peer.fetch_from) or, while the next chunk comes in, leaves that to one
+of a few others (Peer.verify_arrivals). Three timers (repeat) send proofs, ask for the peer list and
 dial neighbors. To hash a whole file, hash_chunks uses one thread per core, four at most.
 
                   Join, Active Proof, Peer List
@@ -35,9 +35,9 @@ dial neighbors. To hash a whole file, hash_chunks uses one thread per core, four
         +----------+  Chunks Query,     +-------------+
                       Fetch Chunk (a thread per connection)
 
-Locks. Server.lock guards the table of connections, Peer.lock what is held, asked for and known of
-others, Uploads.lock who may be sent a chunk and when, Screen.lock the line of progress; the fields
-are named where each is created. No thread holds two, nor one during network or disk traffic.
+Locks. Server.lock guards the table of connections; Peer.lock, what is held, requested and known of
+others; Uploads.lock, who may be sent a chunk and when; Screen.lock, the progress line. Their fields
+are named where each is created. No thread holds two, or holds one during network or disk traffic.
 """
 
 import argparse
@@ -79,22 +79,22 @@ except ImportError as lacking:
 VERSION = "1.0"
 
 # The constants of SPEC.md. Times are in seconds, sizes in bytes. All constants are looked up when
-# they are used, so that tests can shrink them. Those of one section stand where it begins.
+# they are used, so that tests can shrink them. Those of one section are defined where it begins.
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 CHUNK_SIZE = 256 * KIB       # of a file, unless chosen otherwise
 MAX_CHUNKS = 16_384          # of a file: their digests fit in half a MiB
-MAX_CHUNK_SIZE = 16 * MIB    # a chunk is in memory whole while it is checked
+MAX_CHUNK_SIZE = 16 * MIB    # a whole chunk is in memory while it is checked
 DIGEST_SIZE = 32             # SHA-256
 MAX_REQUEST = 64 * KIB       # a request is tiny; more is a mistake or an attack [WF-5]
 FRAME_SECONDS = 10.0         # for a whole request, and for silence within any frame [WF-9]
-SLOWEST_LINK = 4 * KIB       # bytes per second that a long frame must keep up [FC-11]
+SLOWEST_LINK = 4 * KIB       # bytes per second that a long frame must sustain [FC-11]
 LEASE_SECONDS = 10.0         # a tracker forgets a peer after this long without a proof
 PROOF_SHARE = 0.3            # of a lease, between two proofs: one in three may get lost [AP-4]
 TRACKER_SECONDS = 30.0       # give up joining after this long [CL-10]
 REFRESH_SECONDS = 1.0        # between two looks at the neighbors [PL-5, SW-8]
-MAX_NEIGHBORS = 50           # asked at a time, each with its thread
+MAX_NEIGHBORS = 50           # asked at a time, each in its own thread
 MAX_CONTACTS = 1_000         # addresses remembered, however long the list [PL-4]
-MAX_BROKEN_PROMISES = 3      # refusals in a row of what it had listed, then a ban [FC-10]
+MAX_BROKEN_PROMISES = 3      # refusals in a row of listed chunks that lead to a ban [FC-10]
 NEWS_SECONDS = 1.0           # the longest wait for news, asked for or granted [CQ-6]
 LOST_SECONDS = 60.0          # without a neighbor that has what is missing: lost [SW-7]
 TRACKER_PORT = 8000          # unless told otherwise
@@ -129,9 +129,9 @@ class Fatal(Exception):
 
 
 def in_time(transfer, deadline, silence=None):
-    """The result of transfer(), a recv or a send. The kernel ends it after a tick (see prepare) in
-    which nothing moved; it is tried again until `deadline` (monotonic), and for `silence` seconds
-    (FRAME_SECONDS) at most: TimeoutError."""
+    """The result of transfer(), a recv or a send. The kernel ends a call after one tick (see
+    prepare) in which nothing moved; it is tried again until `deadline` (monotonic), but for at most
+    `silence` seconds (by default FRAME_SECONDS). Then TimeoutError."""
     until = min(deadline, time.monotonic() + (silence or FRAME_SECONDS))
     while time.monotonic() < until:
         with contextlib.suppress(BlockingIOError):
@@ -140,8 +140,8 @@ def in_time(transfer, deadline, silence=None):
 
 
 def read_exactly(sock, count, deadline):
-    """The next `count` bytes, by `deadline`, with no silence of FRAME_SECONDS. The deadline is for
-    all of them: with one for each recv a client could trickle bytes in for ever [WF-9]."""
+    """The next `count` bytes, by `deadline`, with no silence of FRAME_SECONDS. The deadline covers
+    all of them: with one per recv, a client could trickle bytes in forever [WF-9]."""
     data = b""
     while len(data) < count:
         missing = count - len(data)
@@ -159,9 +159,9 @@ def for_answer(length):
 
 def read_frame(sock, limit, wait, rate):
     """The next frame's message, as bytes. It must begin within `wait` seconds (ConnectionError if
-    the other side has no more to say), and be complete within FRAME_SECONDS plus what its length
-    takes at `rate` bytes a second. The length is a stranger's word: it is checked before any memory
-    is reserved for it [WF-5]."""
+    the other side has no more to say), and be complete within FRAME_SECONDS plus the time that its
+    length takes at `rate` bytes a second. The length comes from a stranger: it is checked before
+    any memory is reserved for it [WF-5]."""
     head = in_time(lambda: sock.recv(8), float("inf"), wait)
     if not head:
         raise ConnectionError("closed where a frame should begin")
@@ -184,7 +184,7 @@ def parse(kind, frame):
     """The message in a frame: `kind` is Request or Response [WF-6]."""
     try:
         return kind.FromString(frame)
-    except (DecodeError, ValueError):  # protobuf without its C part: ValueError, if not UTF-8
+    except (DecodeError, ValueError):  # protobuf without its C part: ValueError if not UTF-8
         raise ProtocolError(f"expected a {kind.__name__}, got {len(frame)} other bytes") from None
 
 
@@ -200,10 +200,10 @@ def bad(code, reason):
     return Response(bad=Response.Bad(code=code, reason=reason))
 
 
-# The file. Inside the program chunks are counted by index (0, 1, 2 ...), on the wire by id, their
+# The file. Inside the program a chunk goes by its index (0, 1, 2 ...), on the wire by its id, its
 # byte offset. A set of chunks is a bitfield: an int whose bit i stands for the chunk with index i,
-# so that "it has, I have not, and nobody was asked" is `theirs & ~mine & ~asked`, in well under a
-# microsecond for thousands of chunks.
+# so that "it has them, I do not, and nobody was asked" is `theirs & ~mine & ~asked`, which takes
+# well under a microsecond for thousands of chunks.
 
 
 def all_of(count):
@@ -272,7 +272,7 @@ class Description:
 
 
 class Store:
-    """A file's chunks on disk, by index. It has no lock: its owner says what is written when."""
+    """A file's chunks on disk, by index. It has no lock: its owner decides what is written when."""
 
     def __init__(self, fd, file):
         self.fd = fd
@@ -280,13 +280,13 @@ class Store:
         self.stamp = None  # of a complete file: (size, time of change) that it must keep
 
     def verify(self, show=lambda done: None):
-        """The chunks that are there and right, as a bitfield [CL-4]."""
+        """The chunks that are there and correct, as a bitfield [CL-4]."""
         found = hash_chunks(self.fd, self.file.size, self.file.chunk_size, show)
         return bits_of(index for index, digest in enumerate(found)
                        if digest == self.file.digest(index))
 
     def write(self, index, chunk):
-        """Write a chunk that was checked; a pwrite may be short. Fatal without room [CL-11]."""
+        """Write a checked chunk; a pwrite may be short. Fatal if there is no room [CL-11]."""
         offset = index * self.file.chunk_size
         try:
             while chunk:
@@ -296,7 +296,7 @@ class Store:
             raise disk_error(error) from None
 
     def seal(self):
-        """The file is complete: from now on any change of it is somebody else's [FC-13]."""
+        """The file is complete: from now on any change to it is somebody else's [FC-13]."""
         self.stamp = self.look()
 
     def look(self):
@@ -304,8 +304,8 @@ class Store:
         return status.st_size, status.st_ctime_ns  # mtime can be turned back
 
     def intact(self, index):
-        """Whether the chunk's bytes still are what they were when it was verified [FC-13]. While
-        size and time of change are as they were, nobody has touched it; else it is read."""
+        """Whether the chunk's bytes are still what they were when it was verified [FC-13]. While
+        size and time of change stay the same, nobody has touched the file; else it is read."""
         if self.stamp is None or self.stamp == self.look():
             return True
         chunk = os.pread(self.fd, self.file.length(index), index * self.file.chunk_size)
@@ -328,11 +328,11 @@ class Store:
 # Choosing. Which chunk to request from which neighbor: no thread, no socket, no clock, so that it
 # can be tested and simulated.
 
-LATE_SECONDS = (0.2, 2.0)    # a chunk is late after two usual exchanges, within these bounds [SW-5]
+LATE_SECONDS = (0.2, 2.0)    # a chunk is late after twice the usual, within these bounds [SW-5]
 
 
 def any_of(bits, count, rng):
-    """An index of a bitfield: the first from a random place on, wrapping; None if it is empty."""
+    """An index in a bitfield: the first from a random position on, wrapping; None if empty."""
     if not bits:
         return None
     start = int(rng.random() * count)
@@ -356,14 +356,14 @@ def rarest_first(offered, holdings, count, rng):
 
 
 class Picker:
-    """Which chunk to request from which neighbor: all that a peer knows of who holds what. Whoever
-    uses it from several threads holds a lock meanwhile. A neighbor is any key of a dict."""
+    """Which chunk to request from which neighbor: all that a peer knows about who holds what.
+    Threads that share it hold a lock while they use it. Any key of a dict can be a neighbor."""
 
     def __init__(self, count, held=0, rng=None):
         self.count = count
-        self.all = all_of(count)   # what there is
-        self.held = held           # chunks of our own
-        self.claimed = 0           # chunks that came, and are or were written, outside the lock
+        self.all = all_of(count)   # every chunk of the file
+        self.held = held           # the chunks that we have
+        self.claimed = 0           # chunks that came, written or being written outside the lock
         self.under_way = {}        # index -> {neighbor: when it was asked}
         self.holds = {}            # neighbor -> what it has listed
         self.typical = 0.0         # seconds that an exchange takes, a moving average
@@ -381,18 +381,18 @@ class Picker:
         return [neighbor for neighbor, bits in self.holds.items() if bits & ~self.held]
 
     def add(self, neighbor, bits):
-        """The neighbor holds these chunks too; how many of them are news."""
+        """Note that the neighbor holds these chunks too; returns how many of them are news."""
         listed = self.holds.get(neighbor, 0)
         self.holds[neighbor] = listed | bits
         return (bits & ~listed).bit_count()
 
     def withdraw(self, neighbor, bits):
-        """The neighbor does not hold these chunks, whatever it has said."""
+        """Note that the neighbor does not hold these chunks, whatever it has said."""
         self.holds[neighbor] = self.holds.get(neighbor, 0) & ~bits
 
     def choose(self, neighbor, now, proposed=None):
-        """The chunk to request from this neighbor next, noted as under way; None if there is none.
-        If the neighbor proposed one, it is that one or none [FC-7]."""
+        """The chunk to request from this neighbor next, which is noted as under way; or None. If
+        the neighbor proposed one, no other is considered [FC-7]."""
         wanted = self.wanted(neighbor) & (self.all if proposed is None else 1 << proposed)
         free = wanted & ~bits_of(self.under_way)
         index = rarest_first(free, self.holds.values(), self.count, self.rng)
@@ -407,7 +407,7 @@ class Picker:
         return min(max(2 * self.typical, LATE_SECONDS[0]), LATE_SECONDS[1])
 
     def late(self, neighbor, wanted, now):
-        """Endgame: all that is wanted is under way; what is late is asked for once more [SW-5]."""
+        """Endgame: all wanted chunks are under way; a late one is requested once more [SW-5]."""
         wanted &= ~self.claimed
         for index, askers in self.under_way.items():
             if wanted >> index & 1 and len(askers) == 1 and neighbor not in askers:
@@ -422,7 +422,7 @@ class Picker:
             del self.under_way[index]
 
     def claim(self, index):
-        """The chunk has come: whether to write it; False if another thread does or did [FC-12]."""
+        """Whether to write a chunk that has come; False if another thread does or did [FC-12]."""
         first = not self.claimed >> index & 1
         self.claimed |= 1 << index
         return first
@@ -441,16 +441,16 @@ CONNECT_SECONDS = 5.0      # give up connecting after this long
 
 
 class Link:
-    """Requests, then their answers in the same order [WF-3]. Used by one thread at a time. It dials
-    when it must: before the first request, and before the next one where the connection was closed.
-    An answer must begin within `wait` seconds."""
+    """Sends requests, then receives their answers in the same order [WF-3]. Used by one thread at a
+    time. It dials when it must: before the first request, and again before the next one after the
+    connection was closed. An answer must begin within `wait` seconds."""
 
     def __init__(self, address, wait=None):
         self.address = address
         self.wait = wait or FRAME_SECONDS
         self.sock = None
         self.round_trip = 0.0  # seconds that the other machine took to accept the connection
-        self.answers = 0       # that came on this connection
+        self.answers = 0       # received on this connection
 
     def close(self):
         if self.sock is not None:
@@ -467,7 +467,7 @@ class Link:
         send_message(self.sock, request)
 
     def receive(self, limit):
-        """The frame that answers the oldest request without an answer; OSError, ProtocolError."""
+        """The frame that answers the oldest unanswered request; OSError, ProtocolError."""
         frame = read_frame(self.sock, limit, self.wait, SLOWEST_LINK)
         self.answers += 1
         return frame
@@ -476,19 +476,19 @@ class Link:
 # The peer.
 
 MAX_ANSWER = 8 * MIB             # a tracker's: 100,000 addresses and 16,384 digests
-MAX_LIST = 256 * KIB             # a neighbor's list: 16,384 ids of at most 7 bytes, and a margin
+MAX_LIST = 256 * KIB             # a neighbor's list: 16,384 ids of at most 7 bytes, plus a margin
 ANSWER_MARGIN = 64 * KIB         # an answer to Fetch Chunk may be this much longer than the chunk
-RECEIVE_MEMORY = 16 * MIB        # for all incoming chunks; the larger they are, the fewer neighbors
-FEWEST_NEIGHBORS = 4             # are asked, but never fewer than this
-VERIFIERS = 4                    # threads that verify and write, at most; otherwise one per core
-PEER_LIST_SECONDS = 5.0          # between two peer lists of a leecher with enough useful neighbors
-ENOUGH_NEIGHBORS = 4             # this many; with fewer it asks at every look
-NEWS_PAUSE = 0.25                # before asking again a neighbor that cannot wait for news
+RECEIVE_MEMORY = 16 * MIB        # for all incoming chunks; larger chunks mean fewer neighbors
+FEWEST_NEIGHBORS = 4             # asked at a time at least, however large the chunks
+VERIFIERS = 4                    # threads that verify and write: one per core, at most this many
+PEER_LIST_SECONDS = 5.0          # between two requests for the list, with enough useful neighbors
+ENOUGH_NEIGHBORS = 4             # useful ones; with fewer, the list is requested at every look
+NEWS_PAUSE = 0.25                # between two questions to a neighbor that cannot wait for news
 
 
 def requests_ahead(rate, round_trip, chunk_size):
     """How many requests beyond the first keep a link of `rate` bytes a second busy [FC-15]. Twice
-    what a round trip holds, so that a rate that was measured too low can grow."""
+    what fits in a round trip, so that a rate that was measured too low can grow."""
     return int(2 * rate * round_trip / chunk_size)
 
 
@@ -500,19 +500,19 @@ class Neighbor:
         self.name = format_address(address)
         # Read and written by its thread alone:
         self.asked = collections.deque()  # (index or None for Chunks Query, when), oldest first
-        self.known = 0                    # chunk ids that it listed on this connection [CQ-3]
+        self.known = 0                    # how many chunk ids it listed on this connection [CQ-3]
         self.heard = False                # it has answered Chunks Query on this connection
         self.heard_at = 0.0               # when it did so last
         self.waits = False                # the last query let it wait for news
-        self.rest_until = 0.0             # nothing new is asked before: BUSY, or it cannot wait
-        self.proposed = None              # index that it named with BUSY: asked without a rest
+        self.rest_until = 0.0             # ask nothing new before then: BUSY, or it cannot wait
+        self.proposed = None              # index that it named with BUSY: requested without a rest
         self.busy = 0                     # how often in a row it said BUSY
         self.broken = 0                   # promises broken in a row [FC-10]
         self.rate = 0.0                   # bytes per second, a moving average
-        self.took_at = 0.0                # when its last chunk had come
+        self.took_at = 0.0                # when its last chunk had arrived
         self.link = None                  # written before the first request; ban() hangs it up
         # Set under Peer.lock:
-        self.failure = None               # why it is banned; read when it has ended
+        self.failure = None               # why it is banned; read when its thread ends
         self.leaving = False              # to make room for another, or because it is banned
 
     def chunks_asked(self):
@@ -522,8 +522,8 @@ class Neighbor:
 
 class Peer:
     """One member of a swarm. `tracker` is (host, port); events and say are called from any thread.
-    Life: __init__ listens, join() asks the tracker, begin(store) answers and asks others. It ends
-    with its process: its threads are daemons, and wait for nobody."""
+    Life: __init__ listens, join() asks the tracker, begin(store) serves and asks others. It ends
+    with its process: its threads are daemons, and nobody waits for them."""
 
     def __init__(self, tracker, host="", port=0, upload_limit=None, events=None, say=None):
         self.tracker = tracker
@@ -532,14 +532,14 @@ class Peer:
         self.say = say or (lambda line: None)
         self.complete = threading.Event()    # set when every chunk is held and OUT has its name
         self.arrivals = queue.SimpleQueue()  # for the verifying threads: verify()'s arguments
-        self.file = self.lease = None        # Description, seconds; the main thread, in join()
-        self.store = self.finish = None      # the main thread, in begin()
-        self.own_ip = ""                     # any thread that asks the tracker; one value [PL-3]
+        self.file = self.lease = None        # Description, seconds; set by main thread, in join()
+        self.store = self.finish = None      # set by main thread, in begin()
+        self.own_ip = ""                     # set by threads asking the tracker; one value [PL-3]
         self.tracker_at = None               # likewise: the address at which it answered
-        self.said = set()                    # what say_once() was about; only grows, in any thread
+        self.said = set()                    # the subjects of say_once(); only grows, in any thread
         self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)  # a chunk is free again, one leaves; the end
-        self.news = threading.Condition(self.lock)     # a chunk more is held
+        self.changed = threading.Condition(self.lock)  # a chunk is free, a neighbor goes, the end
+        self.news = threading.Condition(self.lock)     # another chunk is held
         # Guarded by lock:
         self.picker = Picker(0)
         self.order = []               # chunk ids in the order of arrival; only grows [CQ-2]
@@ -547,7 +547,7 @@ class Peer:
         self.contacts = Contacts()
         self.received = 0             # bytes of chunks that were verified
         self.trouble = ""             # the last neighbor that failed, and why
-        self.peer_list_at = (0.0, 0)  # when the tracker was asked last, and what was received then
+        self.peer_list_at = (0.0, 0)  # when the list was last requested, and `received` then
         self.server = Server(host, port, self)
         self.server.start()           # before Join: others may call as soon as we are listed [JN-8]
 
@@ -555,7 +555,7 @@ class Peer:
 
     def on_chunks_query(self, request, sock):
         """The ids of the chunks held, in order of arrival, from `known` on [CQ-1 to CQ-3]. An
-        asker that knows them all may wait until there is one more [CQ-6]."""
+        asker that knows them all may wait until there is another [CQ-6]."""
         wait = min(request.wait_ms / 1000, NEWS_SECONDS)
         with self.server.idle(sock), self.news:
             self.news.wait_for(lambda: len(self.order) > request.known, wait)
@@ -597,7 +597,7 @@ class Peer:
             retry_ms=max(1, int(1000 * seconds)), instead=named))
 
     def say_once(self, about, line):
-        """Tell people of what may happen often, but only the first time."""
+        """Tell people about something that may happen often, but only the first time."""
         if about not in self.said:
             self.said.add(about)
             self.say(line)
@@ -605,7 +605,7 @@ class Peer:
     # What it asks the tracker.
 
     def join(self):
-        """Join the swarm: its description is known afterwards. Fatal if nobody answers [CL-10]."""
+        """Join the swarm, and learn the file's description. Fatal if nobody answers [CL-10]."""
         join = Request.Join(listening_addr=self.listening_addr())
         name, pause, left = format_address(self.tracker), 0.1, TRACKER_SECONDS
         while True:
@@ -623,12 +623,12 @@ class Peer:
             left, pause = left - min(pause, left), min(2 * pause, 4)
 
     def listening_addr(self):
-        """What is announced: only the port counts, the tracker sees the address itself [JN-3]."""
+        """The address to announce: only its port counts; the tracker sees the IP itself [JN-3]."""
         return f"0.0.0.0:{self.server.port}"
 
     def ask_tracker(self, request, wait=None):
-        """The tracker's answer, on a connection that ends with it: a tracker has few threads. Of
-        the addresses that its name has, the one that answered last is tried first."""
+        """The tracker's answer, on a connection that is then closed: a tracker has few threads. Of
+        its name's addresses, the one that answered last is tried first."""
         with contextlib.closing(Link(self.tracker_at or self.tracker, wait)) as link:
             self.tracker_at = None
             link.send(request)
@@ -639,7 +639,7 @@ class Peer:
         return response
 
     def joined(self, response):
-        """Take the answer to Join: who is there, what the file is, how long the lease is."""
+        """Take the answer to Join: the other peers, the file's description, and the lease."""
         if response.WhichOneof("type") != "peer_list":
             got = show_name(response.bad.reason) or "another answer"
             raise ProtocolError(f"expected a peer list, got {got}")
@@ -655,7 +655,7 @@ class Peer:
                     content_id=self.file.content_id.hex())
 
     def prove(self):
-        """Send one Active Proof. One that fails is followed by the next [AP-4, AP-6, AP-7]."""
+        """Send one Active Proof. If it fails, the next one follows anyway [AP-4, AP-6, AP-7]."""
         proof = Request.ActiveProof(listening_addr=self.listening_addr(),
                                     content_id=self.file.content_id)
         wait = min(self.lease * PROOF_SHARE, FRAME_SECONDS)  # then the next one is due
@@ -669,7 +669,7 @@ class Peer:
             raise Fatal(EXIT_CONTENT, f"the tracker now has another file: {reason}")
 
     def refresh(self):
-        """Ask for the peer list, unless it is recent and enough neighbors give [PL-5, SW-8]."""
+        """Ask for the peer list, unless it is recent and enough neighbors help [PL-5, SW-8]."""
         now = time.monotonic()
         with self.lock:
             if self.picker.complete():
@@ -687,8 +687,8 @@ class Peer:
         return self.dial()
 
     def merge(self, addresses):
-        """Remember whom the tracker lists, but not ourselves; of a long list, a sample [PL-3]. The
-        link-local ones belong to the link on which the tracker was reached."""
+        """Remember the peers that the tracker lists, except ourselves; a sample of a long list
+        [PL-3]. Link-local addresses belong to the link on which the tracker was reached."""
         zone = "".join((self.tracker_at or self.tracker)[0].partition("%")[1:])
         found = []
         for text in random.sample(list(addresses), min(len(addresses), 2 * MAX_CONTACTS)):
@@ -705,7 +705,7 @@ class Peer:
         return port == self.server.port and (host == self.own_ip or is_loopback(host))
 
     def dial(self):
-        """Start as many neighbors as there is room for; if none is useful, let one go."""
+        """Start as many neighbors as there is room for; when full of useless ones, drop one."""
         most = min(MAX_NEIGHBORS, max(FEWEST_NEIGHBORS, RECEIVE_MEMORY // self.file.chunk_size))
         with self.changed:
             if self.picker.complete():
@@ -725,11 +725,11 @@ class Peer:
                 self.drop(neighbor, no_thread_left)  # it is dialled again, after a pause
         return True
 
-    # What it asks its neighbors. A neighbor comes first, then a chunk: one that is silent holds up
-    # nobody else.
+    # What it asks its neighbors. Each thread asks one neighbor, and picks chunks to request
+    # from it, so that a silent neighbor holds up nobody else.
 
     def begin(self, store, held, finish=lambda: None):
-        """Offer the chunks that are held, fetch the others, and call finish() when all are."""
+        """Offer the chunks that are held, fetch the others, and call finish() once all are held."""
         self.store, self.finish = store, finish
         with self.lock:
             self.picker = Picker(self.file.count, held)
@@ -740,16 +740,16 @@ class Peer:
             return
         for _ in range(min(os.cpu_count() or 1, VERIFIERS)):
             threading.Thread(target=self.verify_arrivals, name="verify", daemon=True).start()
-        repeat(REFRESH_SECONDS, self.dial)  # its own: a tracker may hang in refresh
+        repeat(REFRESH_SECONDS, self.dial)  # separate: refresh may hang on the tracker
         repeat(REFRESH_SECONDS, self.refresh)
-        self.dial()  # last: neighbors may need all threads that can be started
+        self.dial()  # last: neighbors may take all the threads that can be started
 
     def fetch_from(self, neighbor):
-        """The life of the thread that asks one neighbor. Ask what it has, and for as many chunks as
-        keep the link busy; take the oldest answer; have the chunk verified and written; again. With
-        no chunk to ask for, ask for news, and let the neighbor wait until it has some. It ends when
-        nothing is missing, or the neighbor fails or lies. What was asked and has not come goes
-        back, to be asked here or elsewhere."""
+        """The life of the thread that asks one neighbor. Ask what it has, and request as many
+        chunks as keep the link busy; take the oldest answer; have the chunk verified and written;
+        repeat. With no chunk to request, ask for news, and let the neighbor wait until it has some.
+        The thread ends when nothing is missing, or when the neighbor fails or lies. Chunks that
+        were requested but have not come are released, to be requested here or elsewhere."""
         failure = None
         try:
             with contextlib.closing(Link(neighbor.address)) as neighbor.link:
@@ -760,12 +760,12 @@ class Peer:
         self.drop(neighbor, neighbor.failure or failure)
 
     def goes_on(self, neighbor):
-        """Whether the thread of this neighbor still has a purpose."""
+        """Whether the thread of this neighbor still has work to do."""
         with self.lock:
             return not (neighbor.leaving or self.picker.complete())
 
     def ask_and_take(self, neighbor, link):
-        """One turn: send what is to be asked now, take one answer; or rest if none is to come."""
+        """One turn: send what there is to ask now, and take one answer; or rest if none is due."""
         try:
             for index in self.choose(neighbor, link):
                 fetch = Request.FetchChunk(chunk_id=index * self.file.chunk_size, busy_ok=True)
@@ -800,19 +800,19 @@ class Peer:
 
     def ahead(self, neighbor, link):
         """How many chunks may be under way: one, and as many more as the link holds [FC-15]. Only
-        one from a neighbor that has given none yet, or on a connection that was not kept after its
-        first answer: if it closes, what was asked ahead is lost."""
+        one from a neighbor that has given none yet, or on a connection that has not outlived its
+        first answer: if it closes, the requests sent ahead are lost."""
         if link.answers < 2 or neighbor.busy or neighbor.broken or not neighbor.rate:
             return 1
         if len(self.picker.under_way) * self.file.chunk_size >= RECEIVE_MEMORY:
             askers = self.picker.under_way.values()
             return 1 - any(neighbor.address in each for each in askers)  # memory full: one each
-        alone = self.picker.useful() == [neighbor.address]  # then one more, to overlap verifying
+        alone = self.picker.useful() == [neighbor.address]  # one more, to overlap with verifying
         return 1 + alone + requests_ahead(neighbor.rate, link.round_trip, self.file.chunk_size)
 
     def ask_for_news(self, neighbor, link):
-        """Ask what the neighbor has: alone at first, beside chunks once the connection lasts. With
-        no chunk under way it may wait with its answer until it has news [CQ-3 to CQ-6]."""
+        """Ask what the neighbor has: alone at first, along with chunks once the connection lasts.
+        With no chunk under way, it may hold its answer back until it has news [CQ-3 to CQ-6]."""
         now, chunks = time.monotonic(), neighbor.chunks_asked()
         if len(neighbor.asked) > chunks or chunks and link.answers < 2:
             return
@@ -867,7 +867,7 @@ class Peer:
             neighbor.rest_until = neighbor.heard_at + pause
 
     def unpack(self, neighbor, index, frame):
-        """The chunk in an answer; b"", which matches none, if unexpected; None if refused."""
+        """The chunk in an answer; None if refused; b"", which matches no chunk, if unexpected."""
         chunk = chunk_in(frame, self.file.length(index))
         if chunk is not None:
             return chunk
@@ -877,7 +877,7 @@ class Peer:
         return response.chunk
 
     def refused(self, neighbor, index, answer):
-        """The neighbor does not give a chunk that it had listed [FC-7, FC-10]."""
+        """The neighbor refuses a chunk that it had listed [FC-7, FC-10]."""
         if answer.code == messages_pb2.BUSY:
             neighbor.busy += 1
             if answer.instead and neighbor.busy % 2:  # not twice in a row, or it would never end
@@ -893,7 +893,7 @@ class Peer:
                      f" in a row: {show_name(answer.reason)[:100]}")
 
     def hand_over(self, neighbor, index, chunk, began):
-        """A chunk has come: have it verified while the next one comes, if one is on its way."""
+        """A chunk has come: have it verified while the next one arrives, if one is on its way."""
         now, old = time.monotonic(), neighbor.rate
         rate = self.file.length(index) / max(now - max(began, neighbor.took_at), 1e-6)
         neighbor.rate += (rate - old) / 4 if old else rate
@@ -942,9 +942,9 @@ class Peer:
             self.completed()
 
     def completed(self):
-        """Every chunk is held: OUT gets its name, and the main thread is told."""
+        """Every chunk is held: OUT gets its name, and the main thread is woken."""
         with self.uploads.lock:
-            self.uploads.slots.sole = self.picker.all  # what nobody else may have goes first
+            self.uploads.slots.sole = self.picker.all  # what perhaps nobody else has goes first
         self.finish()
         self.events("complete", bytes=self.file.size)
         self.complete.set()
@@ -952,7 +952,7 @@ class Peer:
             self.changed.notify_all()
 
     def rest(self, neighbor):
-        """Nothing to ask: wait out a pause, or for a chunk that another neighbor did not give."""
+        """Nothing to ask: wait out a pause, or wait for a chunk that others failed to deliver."""
         now = time.monotonic()
         with self.changed:
             if now < neighbor.rest_until:
@@ -961,7 +961,7 @@ class Peer:
                 self.changed.wait(self.picker.late_after() / 2)
 
     def give_back(self, neighbor):
-        """What was requested from this neighbor and did not come is free again."""
+        """Release the chunks that were requested from this neighbor and did not come."""
         with self.changed:
             for index, _ in neighbor.asked:
                 if index is not None:
@@ -984,7 +984,7 @@ class Peer:
 
     def ban(self, neighbor, reason):
         """Never ask this address again: it lied [FC-9, FC-10]. Called from any thread, perhaps when
-        the neighbor's own has ended and another has dialled the address anew."""
+        the neighbor's own has ended and a new one has dialled the address again."""
         with self.changed:
             again = neighbor.address in self.contacts.bans
             self.contacts.ban(neighbor.address)
