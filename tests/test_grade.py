@@ -116,6 +116,7 @@ def test_a_wrong_length_is_shown_with_its_bytes_and_what_to_do(submission, tmp_p
     assert [entry["score"] for entry in graded.content()["tests"] if entry["number"] == "WF-1"] == [0]
 
 
+@pytest.mark.long
 def test_the_command_of_a_report_runs_that_test_again(submission, tmp_path):
     text = re.sub(r"^( +)def on_active_proof\(self.*$", r"\g<0>\n\1    return peer.Response(peer_list=peer.Response.PeerList())", (ROOT / "tracker.py").read_text(), flags=re.M)
     folder = submission({"tracker.py": text})
@@ -204,6 +205,7 @@ def test_mine(make_file, tmp_path, turn):
 '''
 
 
+@pytest.mark.long
 def test_a_worker_that_was_lost_is_replaced_by_one_that_takes_no_files_away_from_the_others(tmp_path):
     folder = tmp_path / "hidden"
     folder.mkdir()
@@ -356,6 +358,7 @@ os.killpg(0, signal.SIGKILL)
 '''
 
 
+@pytest.mark.long
 def test_a_program_that_takes_away_its_folder_and_the_place_of_the_results_gets_a_verdict(submission, tmp_path):
     folder = submission({"tracker.py": AWAY, "peer.py": AWAY})
     graded = Graded(folder, "--dir", folder, "--stage", 3, "--limit", 15)
@@ -401,7 +404,7 @@ def test_control_characters_in_the_output_cost_nothing_and_are_told_escaped(scri
     assert ("\\x00\\x1b[2J\\x07" in said) == (then != "exec") and not set(said) & set("\0\x1b\7\u202e")
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+@pytest.mark.parametrize("encoding", ["utf-16", pytest.param("utf-16-le", marks=pytest.mark.long)])
 def test_a_line_for_people_may_be_in_utf_16(script, tmp_path, encoding):
     peer = script(WIDE.format(ROOT, "peer.py", encoding))
     graded = Graded(tmp_path, "--tracker", f"{sys.executable} tracker.py {{file}} --port {{port}}", "--peer", f"{sys.executable} {peer} {{tracker}} {{out}}",
@@ -439,6 +442,7 @@ def test_an_interrupt_ends_the_grading_without_a_traceback_and_leaves_nothing(tm
     assert not [pid for pid in started if os.path.exists(f"/proc/{pid}")]
 
 
+@pytest.mark.long
 def test_programs_that_start_processes_without_end_are_stopped(submission, tmp_path):
     mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     program = f"import subprocess, sys\nwhile True:\n    subprocess.Popen(['sleep', '1000.{mark[-6:]}'])\n"
@@ -514,7 +518,7 @@ def test_mine(turn):
 """
 
 
-@pytest.mark.parametrize("count, failed", [(3, 0), (9, 9)])
+@pytest.mark.parametrize("count, failed", [(3, 0), pytest.param(9, 9, marks=pytest.mark.long)])
 def test_a_few_tests_in_which_time_ran_out_are_run_once_more(tmp_path, count, failed):
     """If there are many, it is no accident."""
     (tmp_path / "hidden").mkdir()

@@ -355,6 +355,7 @@ def test_a_small_swarm_has_a_line_with_all_that_was_measured(tmp_path):
 @with_hosts
 @pytest.mark.fault(53)
 @pytest.mark.spec("SW-1", "SW-8")
+@pytest.mark.long
 def test_on_links_with_losses_and_deep_queues_the_fast_do_not_wait_for_the_slow(tmp_path):
     """Host 4 has a tenth of the others' rate, or less. The program itself checks that every file is exact."""
     ended = run_links("swarm", "--leechers", "3", "--size", "1M", "--events", str(tmp_path / "run"),

@@ -41,7 +41,7 @@ def test_one_leecher_gets_one_chunk_after_the_other_without_a_gap():
     assert run["ratio"] == pytest.approx(1, abs=0.01) and run["seeder_files"] == 1 and run["busy"] == 0
 
 
-@pytest.mark.parametrize("leechers, chunks, most", [(2, 40, 1.06), (8, 40, 1.12), (8, 160, 1.05), (16, 160, 1.06)])
+@pytest.mark.parametrize("leechers, chunks, most", [(2, 40, 1.06), (8, 40, 1.12), (8, 160, 1.05), pytest.param(16, 160, 1.06, marks=pytest.mark.long)])
 def test_a_swarm_of_equals_is_near_the_floor(leechers, chunks, most):
     assert 1 <= ratio(leechers, chunks) <= most
 
@@ -56,12 +56,13 @@ def test_the_seeder_sends_little_more_than_one_file():
     assert statistics.median(simulate.simulate(16, 160, seed=seed)["seeder_files"] for seed in range(3)) <= 1.10
 
 
+@pytest.mark.long
 def test_one_slow_peer_costs_the_others_little():
     worst = max(simulate.simulate(16, 160, slow=0.05, seed=seed)["ratio"] for seed in range(5))
     assert worst <= 1.15
 
 
-@pytest.mark.parametrize("rule, least", [("neighbor first", 1.4), ("busy", 1.2), ("unsent first", 1.03)])
+@pytest.mark.parametrize("rule, least", [("busy", 1.2), *(pytest.param(*rule, marks=pytest.mark.long) for rule in (("neighbor first", 1.4), ("unsent first", 1.03)))])
 def test_a_swarm_without_the_rule_is_slower_by_so_much(rule, least):
     assert ratio(16, 80, runs=3, without=[rule]) > least * ratio(16, 80, runs=3)
 
@@ -314,6 +315,7 @@ def test_a_small_ablation_on_links(tmp_path):
     assert ended.returncode == 0 and ended.stdout.count("% of a core") == 2 and "bound" in ended.stdout, ended.stderr
 
 
+@pytest.mark.long
 def test_an_ablation_that_is_interrupted_keeps_what_it_has_measured(tmp_path, ending):
     (tmp_path / "x.json").write_text("[]")
     words = ["--leechers", "1", "--chunks", "2", "--tau", "0.05", "--runs", "1", "--simulated", "1", "--out", str(tmp_path / "x.json")]
@@ -331,6 +333,7 @@ def test_an_ablation_that_cannot_write_says_so_before_it_measures(tmp_path):
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1) and "No such file" in ended.stderr
 
 
+@pytest.mark.long
 def test_a_real_swarm_under_limits_is_not_far_from_the_floor():
     """The bound is generous, and one good run of three is enough, because other tests may run; lab/distribution.py measures."""
     for _ in range(3):
