@@ -999,22 +999,22 @@ class Peer:
 # ---------------------------------------------------------------------------------------------
 # PART TWO: what keeps it standing.
 #
-# The server. The fault: clients that are silent, slow or too many. Each connection has a deadline
-# and their number is bounded; it costs a table of those that may be closed. It knows frames and
-# requests, no files and no peers: the actor (a Peer, a Tracker) has a method on_... for each
-# request that it answers.
+# The server. The fault: clients that are silent or slow, or too many of them. Each connection has a
+# deadline, and their number is bounded; the price is a table of those that may be closed. The
+# server knows frames and requests, but no files and no peers: the actor (a Peer, a Tracker) has a
+# method on_... for each request that it answers.
 
 IDLE_SECONDS = 60.0          # a client is disconnected after this long without a request
-MAX_CONNECTIONS = 512        # each with its thread [WF-13]
-DESCRIPTORS_PAUSE = 0.05     # before the next accept, when no descriptor is left: no spin
+MAX_CONNECTIONS = 512        # each in its own thread [WF-13]
+DESCRIPTORS_PAUSE = 0.05     # before the next accept when no descriptor is left, so as not to spin
 BACKLOG = 128                # socketserver's 5 loses connections when many peers join at once
-UNSENT_BYTES = 32 * KIB      # of a chunk in the socket's buffer, which would take a whole one: a
-                             # slot is free once its chunk has left, and not before
+UNSENT_BYTES = 32 * KIB      # of a chunk in the socket's buffer, which could hold a whole one: a
+                             # slot must not be free before its chunk has left
 
 
 def prepare(sock, wait):
-    """Make a connection ready: it sends at once, and blocks for a tick at most, a tenth of the
-    shortest time that anybody waits. Timeouts of Python's would cost a poll before every call."""
+    """Prepare a connection: it sends at once, and blocks for at most one tick, a tenth of the
+    shortest time that anybody waits. Python's own timeouts would cost a poll before every call."""
     tick = min(wait, FRAME_SECONDS) / 10
     timeval = struct.pack("ll", int(tick), max(1, int(tick % 1 * 1e6)))
     sock.settimeout(None)
@@ -1026,21 +1026,21 @@ def prepare(sock, wait):
 
 def hang_up(sock):
     """End a connection that another thread reads from: that thread sees its end."""
-    with contextlib.suppress(OSError, AttributeError):  # it has ended by itself, or there is none
+    with contextlib.suppress(OSError, AttributeError):  # it ended by itself, or was never made
         sock.shutdown(socket.SHUT_RDWR)
 
 
 def listen_on(host, port):
-    """A socket that listens; without a host on all addresses, IPv6 and IPv4 where both work."""
+    """A listening socket; without a host, on all addresses, IPv6 and IPv4 where both work."""
     try:
         if not host and socket.has_dualstack_ipv6():
-            with contextlib.suppress(OSError):  # a machine without IPv6; a port that is taken
+            with contextlib.suppress(OSError):  # no IPv6 here, or the port is taken
                 return socket.create_server(("", port), family=socket.AF_INET6, backlog=BACKLOG,
                                             dualstack_ipv6=True)
         family, *_, address = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM,
                                                  flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address, family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:  # the second: no name at all, such as a..b
+    except (OSError, UnicodeError) as error:  # UnicodeError: a bad name, such as a..b
         taken = getattr(error, "errno", 0) in (errno.EADDRINUSE, errno.EACCES)
         remedy = "choose another with --port" if taken else "name one of this machine with --host"
         reason = (getattr(error, "strerror", None) or str(error)).partition(" (")[0]
@@ -1076,7 +1076,7 @@ class Connection(socketserver.BaseRequestHandler):
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Answers frames on `host`:`port`; port 0 lets the system choose, `port` says what it chose."""
+    """Answers frames on `host`:`port`; with port 0 the system chooses, and `port` tells which."""
 
     daemon_threads = True        # an idle client does not keep the program from ending,
     block_on_close = False       # nor server_close() from returning
@@ -1102,7 +1102,7 @@ class Server(socketserver.ThreadingTCPServer):
             return self.socket.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE) and not self.make_room():
-                time.sleep(DESCRIPTORS_PAUSE)  # select would report the same client at once
+                time.sleep(DESCRIPTORS_PAUSE)  # select would report the same client again
             raise
 
     def verify_request(self, request, client_address):
@@ -1119,7 +1119,7 @@ class Server(socketserver.ThreadingTCPServer):
         """Called by socketserver, in the accepting thread: give the connection its own thread."""
         try:
             super().process_request(request, client_address)
-        except RuntimeError:  # none is left: this client calls again, and one that waits goes
+        except RuntimeError:  # no thread is left: this client will call again; close an idle one
             self.shutdown_request(request)
             self.make_room()
 
@@ -1142,13 +1142,13 @@ class Server(socketserver.ThreadingTCPServer):
             self.closed.notify_all()
 
     def await_request(self, sock):
-        """The next request; ConnectionError if there is no more, TimeoutError if it was idle."""
+        """The next request; ConnectionError after the last one, TimeoutError if none came."""
         with self.idle(sock):
             return parse(Request, read_frame(sock, MAX_REQUEST, IDLE_SECONDS, float("inf")))
 
     @contextlib.contextmanager
     def idle(self, sock):
-        """Meanwhile the connection may be closed to make room for another."""
+        """While this lasts, the connection may be closed to make room for another."""
         with self.lock:
             del self.connections[sock]
             self.connections[sock] = True  # at the end
@@ -1163,13 +1163,13 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 def show_name(text):
-    """Text made fit for a terminal: what is not printable is escaped [FD-5]."""
+    """Text made safe for a terminal: unprintable characters are escaped [FD-5]."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
                    for c in text)
 
 
 def safe_name(name):
-    """A stranger's name for a file, made fit for one in a folder of ours [FD-5]."""
+    """A stranger's name for a file, made safe to use in a folder of ours [FD-5]."""
     last = name.replace("\\", "/").rpartition("/")[2]
     shown = "".join(c for c in last if c.isprintable()).lstrip(".- ")
     return shown.encode()[:200].decode(errors="ignore").rstrip() or "file"
@@ -1185,12 +1185,12 @@ def parse_address(text):
 
 
 def plain_ip(host):
-    """An IPv4 address in the form ::ffff:1.2.3.4 as IPv4; others as they are, without a scope."""
+    """An IPv4 address in the form ::ffff:1.2.3.4 as IPv4; others without their scope."""
     return host[7:] if host.startswith("::ffff:") and "." in host else host.partition("%")[0]
 
 
 def parse_ip_address(text):
-    """parse_address for what comes from a stranger, for whom no name is looked up [JN-4]."""
+    """parse_address for a stranger's text: it does not look up names [JN-4]."""
     host, port = parse_address(text)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -1216,9 +1216,9 @@ def is_loopback(host):
     return host.startswith("127.") or host in ("::1", "0.0.0.0", "::")
 
 
-# Contacts. The fault: addresses where nobody is, a thousand of one machine, liars that come back.
+# Contacts. The fault: dead addresses, a thousand addresses of one machine, liars that come back.
 
-REDIAL_SECONDS = (0.5, 60.0)  # the pause after a failure; it doubles up to the second [SW-6]
+REDIAL_SECONDS = (0.5, 60.0)  # the first pause after a failure, and the longest; it doubles [SW-6]
 
 
 def hosts_in_turn(addresses):
@@ -1229,14 +1229,14 @@ def hosts_in_turn(addresses):
 
 class Contacts:
     """The addresses that this peer has heard of: which may be dialled, and when [PL-4, SW-6]. Like
-    a Picker it has no thread, no socket and no clock; its owner holds a lock."""
+    a Picker, it has no thread, no socket and no clock; its owner holds a lock."""
 
     def __init__(self):
         self.known = {}  # address -> (failures in a row, when it may be dialled again)
         self.bans = {}   # addresses that are never dialled again, oldest first -> None
 
     def add(self, address):
-        """Remember an address; of too many, the one that failed most gives way, or this one."""
+        """Remember an address; with too many, forget the one that failed most, or this one."""
         if address in self.known or address in self.bans:
             return
         if len(self.known) >= MAX_CONTACTS:
@@ -1247,14 +1247,14 @@ class Contacts:
         self.known[address] = 0, 0.0
 
     def ready(self, now, neighbors):
-        """The addresses to dial now: hosts in turn, of each those first that were never tried."""
+        """The addresses to dial now: hosts take turns; each starts with those never tried."""
         ready = [(retry_at, random.random(), address)
                  for address, (_, retry_at) in self.known.items()
                  if retry_at <= now and address not in neighbors]
         return hosts_in_turn(address for *_, address in sorted(ready))
 
     def departed(self, address, now, failed, gave):
-        """The neighbor is gone: to be dialled after a pause that doubles with each failure."""
+        """The neighbor is gone: dial it again after a pause that doubles with each failure."""
         if address in self.bans:
             return
         before = 0 if gave else self.known.get(address, (0,))[0]
@@ -1263,7 +1263,7 @@ class Contacts:
         self.known[address] = failures, now + min(pause, REDIAL_SECONDS[1])
 
     def ban(self, address):
-        """Never again, until as many others were banned as may be remembered [FC-9, FC-10]."""
+        """Do not dial it again, at least until MAX_CONTACTS others were banned [FC-9, FC-10]."""
         self.known.pop(address, None)
         self.bans[address] = None
         if len(self.bans) > MAX_CONTACTS:
@@ -1271,11 +1271,11 @@ class Contacts:
 
 
 # Uploads. The fault: a socket's buffer that takes more than the uplink carries, so that all is sent
-# to everybody at once and arrives late. Slots say who may have a chunk next, Uploads at what pace.
+# to everybody at once, and arrives late. Slots decides who gets a chunk next, Uploads at what pace.
 
-BUSY_SECONDS = (0.05, 1.0)   # pause after BUSY: at least, if no time was told; at most, if one was
-BUSY_PATIENCE = 25           # after this many BUSY in a row the least holds, whatever was told
-RETRY_SPREAD = (0.7, 1.3)    # pauses are multiplied by a random factor: no marching in step
+BUSY_SECONDS = (0.05, 1.0)   # pause after BUSY: the shortest, if no time was given, and the longest
+BUSY_PATIENCE = 25           # after this many BUSY in a row the shortest applies, whatever was said
+RETRY_SPREAD = (0.7, 1.3)    # pauses are multiplied by a random factor, lest peers fall into step
 UPLOAD_SLOTS = 6             # chunks on their way out: one or two do not fill an uplink
 PACED_SLOTS = 2              # under an upload limit: one is sent and one waits, so there is no gap
 BUSY_AFTER = 0.005           # wait this long for a slot before saying BUSY
@@ -1284,8 +1284,8 @@ PACE_BURST = 0.05            # seconds of upload that a late sender may make up 
 
 def busy_pause(retry_seconds, times, rng):
     """Seconds before the next request to a neighbor that said BUSY, `times` in a row [FC-7].
-    `retry_seconds` is when it expects to have a slot, 0 if it did not say. At random, lest all who
-    were turned away come back at once."""
+    `retry_seconds` is when it expects to have a slot, 0 if it did not say. The pause is random, so
+    that askers that were turned away do not all come back at once."""
     shortest, longest = BUSY_SECONDS
     share = min(times / BUSY_PATIENCE, 1) if retry_seconds else 1
     least = shortest / RETRY_SPREAD[0] * share
@@ -1293,26 +1293,26 @@ def busy_pause(retry_seconds, times, rng):
 
 
 def upload_slots(seconds):
-    """Upload slots where a chunk takes this long at the upload limit, 0 without one [FC-6]."""
+    """Upload slots if a chunk takes this many seconds at the upload limit, 0 if none [FC-6]."""
     paced = PACED_SLOTS if seconds < FRAME_SECONDS / 2 else 1  # or it would wait too long [FC-11]
     return paced if seconds else UPLOAD_SLOTS
 
 
 class Slots:
-    """Who may have a chunk next. Like the Picker it can be simulated [FC-6]. The first slot is
-    anybody's. The others go neither to a chunk that was given away before, while there are some
-    that nobody else can give (others have it by now), nor to the asker just served while somebody
-    else was turned away (it would come back first each time)."""
+    """Who may have a chunk next. Like the Picker, it can be simulated [FC-6]. Anybody may take the
+    first slot. The others go neither to a chunk that was given away before (others have it by now)
+    while there are chunks that nobody else can give, nor to an asker that was just served while
+    somebody else was turned away (it would always come back first)."""
 
     def __init__(self):
         self.active = 0           # slots that are taken
-        self.sent = 0             # bitfield of the chunks that were given away, or are on their way
+        self.sent = 0             # bitfield of the chunks that were given away, or are being sent
         self.sole = 0             # bitfield of what perhaps nobody else has: all of a seeder's
-        self.served = []          # who got the last slots, the newest last
-        self.turned_away = 0      # askers, since the last slot was given
+        self.served = []          # askers that got the last slots, the newest last
+        self.turned_away = 0      # how many askers, since the last slot was given
 
     def free(self, asker, index, patient, slots):
-        """Whether there is a slot for this chunk. A patient asker, one without BUSY, goes first."""
+        """Whether a slot is free for this chunk. Patient askers, which take no BUSY, go first."""
         if self.active == 0:
             return True
         if self.active >= slots:
@@ -1321,11 +1321,11 @@ class Slots:
         return patient or not behind
 
     def given_away(self, index):
-        """Whether this chunk is with somebody else by now, and others are not."""
+        """Whether this chunk was given away before, while some others were not."""
         return self.sent >> index & 1 and self.sole & ~self.sent
 
     def instead(self, index, rng):
-        """The index of a chunk that was not given away, to be asked for instead; or None."""
+        """The index of a chunk that was not given away, to request instead; or None."""
         if not self.given_away(index):
             return None
         return any_of(self.sole & ~self.sent, self.sole.bit_length(), rng)
@@ -1341,29 +1341,29 @@ class Slots:
 
 
 class Uploads:
-    """Upload slots and the rate that they share. The chunk that came first is sent first, at the
+    """Upload slots and the rate that they share. The first to be requested is sent first, at the
     full rate: sharing would delay the first and not speed up the second [FC-6, CL-14]."""
 
     def __init__(self, rate=None):
-        self.rate = rate  # bytes per second; None: as fast as it goes
-        # Bytes read and paid for at a time: more stall the socket; under a limit, 50 ms worth.
+        self.rate = rate  # bytes per second; None: as fast as possible
+        # Bytes read and paid for at a time: more would stall the socket; limited: 50 ms' worth.
         self.piece = max(1, min(UNSENT_BYTES, int(rate / 20))) if rate else UNSENT_BYTES
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)  # a slot is free
         # Guarded by lock:
         self.slots = Slots()
-        self.interval = BUSY_SECONDS[0]    # seconds from one end to the next, a moving average
-        self.ended_at = time.monotonic()   # the last end, or the beginning after a pause
-        self.all_sent_at = 0.0             # when all that has a slot will be sent, at this rate
-        self.paid_until = 0.0              # when all that was taken so far was paid for
-        self.given = 0                     # bytes of chunks, with those that broke off
+        self.interval = BUSY_SECONDS[0]    # seconds between ends of uploads, a moving average
+        self.ended_at = time.monotonic()   # when the last upload ended, or one began after a pause
+        self.all_sent_at = 0.0             # when all chunks with a slot will be sent, at this rate
+        self.paid_until = 0.0              # when everything taken so far will be paid for
+        self.given = 0                     # bytes of chunks, including uploads that broke off
 
     def seconds(self, length):
         """How long this many bytes take at the upload limit; 0 without one."""
         return length / self.rate if self.rate else 0.0
 
     def begin(self, asker, index, length, busy_ok):
-        """When to begin with this chunk; None: BUSY, said only to those who allow it [FC-6]."""
+        """When to begin this chunk; None for BUSY, only to askers that allow it [FC-6]."""
         seconds = self.seconds(length)
         slots = upload_slots(seconds)
         patience = None if not busy_ok else BUSY_AFTER if seconds <= BUSY_AFTER else 0.0
@@ -1381,8 +1381,8 @@ class Uploads:
             return self.all_sent_at - seconds
 
     def pay(self, start, count):
-        """Wait for `start`, and until the rate allows `count` bytes. They are paid for before they
-        are sent, so that no chunk is there before its time."""
+        """Wait until `start`, and until the rate allows `count` bytes. They are paid for before
+        they are sent, so that no chunk arrives early."""
         if not self.rate:
             return
         time.sleep(max(0.0, start - time.monotonic()))
@@ -1402,7 +1402,7 @@ class Uploads:
             self.changed.notify_all()
 
     def busy(self, index):
-        """With BUSY: (seconds until it is this asker's turn, index to ask for or None) [FC-7]."""
+        """For BUSY: (seconds until this asker's turn, index to request instead or None) [FC-7]."""
         with self.lock:
             seconds = self.interval * max(1, self.slots.turned_away)
             return seconds, self.slots.instead(index, random)
@@ -1410,7 +1410,7 @@ class Uploads:
 
 @functools.lru_cache(maxsize=2)  # the chunks of a file have two lengths
 def chunk_head(length):
-    """All of a chunk's frame that precedes its bytes, which can then go from disk to socket."""
+    """The part of a chunk's frame before its bytes, which can then go from disk to socket."""
     message = Response(chunk=bytes(length)).SerializeToString()
     return struct.pack(">Q", len(message)) + message[:len(message) - length]
 
@@ -1435,7 +1435,7 @@ def fatal_if_it_fails(code, what):
 
 
 def disk_error(error):
-    """The Fatal for an OSError of a file that is written."""
+    """The Fatal for an OSError while a file is written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return Fatal(EXIT_DISK_FULL, f"no room for the rest of the file: {error.strerror};"
                      " OUT.part is kept, make room and start again")
@@ -1444,9 +1444,9 @@ def disk_error(error):
 
 def hash_chunks(fd, size, chunk_size, show=lambda done: None):
     """The digests of all chunks of an open file, as a list; show(bytes done) now and then; OSError.
-    Each thread takes the next chunk that none has taken; hashlib releases the interpreter lock."""
+    Each thread takes the next chunk that is not taken; hashlib releases the interpreter lock."""
     digests = [b""] * -(-size // chunk_size)
-    left, hashed = iter(range(len(digests))), queue.SimpleQueue()  # of None, or an OSError
+    left, hashed = iter(range(len(digests))), queue.SimpleQueue()  # items: None or an OSError
     def work():
         for index in left:
             at = index * chunk_size
@@ -1467,9 +1467,9 @@ def hash_chunks(fd, size, chunk_size, show=lambda done: None):
 
 
 class Output:
-    """OUT and OUT.part: bytes go to the second, which becomes the first by one rename [CL-3].
-    Making one claims them: it looks whether OUT can be written at all, and locks it against another
-    process. Fatal says what is wrong [CL-5, CL-6, CL-7]."""
+    """OUT and OUT.part: bytes go to OUT.part, which a single rename turns into OUT [CL-3]. Creating
+    an Output claims them: it checks that OUT can be written at all, and locks it against other
+    processes. Fatal says what is wrong [CL-5, CL-6, CL-7]."""
 
     def __init__(self, path, force):
         self.path = path
@@ -1484,7 +1484,7 @@ class Output:
         return Fatal(EXIT_OUT, f"cannot write {show_name(self.path)}: {reason}")
 
     def claim(self):
-        """Open what is there: OUT, if it is to be kept, else OUT.part, new or left from before."""
+        """Open what is there: OUT if it is to be kept, else OUT.part, new or left from before."""
         try:
             mode = os.lstat(self.path).st_mode
         except FileNotFoundError:
@@ -1499,7 +1499,7 @@ class Output:
             self.fd_part = self.open_locked(self.part, os.O_RDWR | os.O_CREAT)
 
     def open_locked(self, path, flags):
-        """Open a file and lock it; the lock ends with the process, whatever ends it."""
+        """Open a file and lock it; the lock ends with the process, however that ends."""
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -1507,7 +1507,7 @@ class Output:
             os.close(fd)
             raise self.refuse("another process is at work on it") from None
         except OSError:
-            pass  # a file system without locks; digests still keep out what is wrong
+            pass  # a file system without locks; digests still keep wrong bytes out
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or not os.path.samestat(status, os.lstat(path)):
             os.close(fd)
@@ -1533,7 +1533,7 @@ class Output:
         try:
             disk, part = os.fstatvfs(self.fd_part), os.fstat(self.fd_part)
             free = disk.f_bavail * disk.f_frsize
-            if disk.f_blocks and free < file.size - 512 * part.st_blocks:  # some tell nothing
+            if disk.f_blocks and free < file.size - 512 * part.st_blocks:  # f_blocks 0: unknown
                 raise OSError(errno.ENOSPC, f"{human(free)} are free for {human(file.size)}")
             os.ftruncate(self.fd_part, file.size)
         except OSError as error:
@@ -1554,8 +1554,8 @@ class Output:
         store.seal()
 
     def discard_part(self):
-        """Leave no OUT.part behind in which nothing was written."""
-        fd = self.fd_part  # looked at once: a thread that has just renamed the file makes it None
+        """Remove OUT.part if nothing was written to it."""
+        fd = self.fd_part  # read only once: a thread that has just renamed the file makes it None
         with contextlib.suppress(OSError):  # it was renamed, or the folder is gone
             if fd is not None and os.fstat(fd).st_size == 0:
                 os.unlink(self.part)
@@ -1566,7 +1566,7 @@ class Output:
 
 SHOW_SECONDS = (0.2, 5.0)    # between two progress lines: on a terminal, elsewhere
 AT_THE_END = []              # what leave() calls first; appended to by the main thread
-LEAVING = threading.Lock()   # held by the one thread that ends the process, for ever
+LEAVING = threading.Lock()   # held forever by the one thread that ends the process
 
 
 def repeat(seconds, action):
@@ -1582,14 +1582,14 @@ def repeat(seconds, action):
 
 
 class Arguments(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
+    """An argparse parser whose errors take one line."""
 
     def error(self, message):
         raise Fatal(EXIT_USAGE, f"{show_name(message)}; see --help")
 
 
 def expected(what, text):
-    """The error for an argument that is something else."""
+    """The error for an argument that is not what was expected."""
     return argparse.ArgumentTypeError(f"expected {what}, got {show_name(text)}")
 
 
@@ -1618,11 +1618,11 @@ def seconds_above_zero(text):
 
 
 def tracker_address(text):
-    """(host, port) of host:port, or of a host alone: a tracker's port is 8000."""
+    """(host, port) of host:port, or of a host alone: the default port is 8000."""
     bare = ":" not in text or text.endswith("]")
     try:
         host, port = parse_address(f"{text}:{TRACKER_PORT}" if bare else text)
-        host.encode("idna")  # UnicodeError, a ValueError, for what can be no name
+        host.encode("idna")  # UnicodeError, a ValueError, if it cannot be a name
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return host, port
@@ -1644,16 +1644,16 @@ def add_common_arguments(parser, port):
 
 
 def human(size):
-    """A number of bytes as people read it."""
+    """A number of bytes, written for people."""
     power = min(max(int(size).bit_length() - 1, 0) // 10, 3)
     return f"{size / KIB ** power:.{min(power, 1)}f} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 class Screen:
-    """Lines for people, from any thread. A closed stdout ends them, a stuck one loses some."""
+    """Lines for people, from any thread. If stdout is closed, they end; if stuck, some are lost."""
 
     def __init__(self, quiet):
-        self.quiet = quiet or sys.stdout is None  # as it is without a descriptor 1 at the start
+        self.quiet = quiet or sys.stdout is None  # None: it started without descriptor 1
         self.terminal = not self.quiet and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         if not self.quiet:
             sys.stdout.reconfigure(errors="backslashreplace")  # a name it cannot show
@@ -1685,7 +1685,7 @@ class Screen:
 
 
 class Events:
-    """Writes what happens to a file, a JSON object a line, whole lines from any thread [CL-15]."""
+    """Appends events to a file, a JSON object per line, whole lines from any thread [CL-15]."""
 
     def __init__(self, path, *taken):
         if os.path.realpath(path) in map(os.path.realpath, taken):
@@ -1701,12 +1701,12 @@ class Events:
 
 
 def leave(code, last_words=""):
-    """End the process at once. Threads that are in the middle of a chunk are not waited for."""
+    """End the process at once, without waiting for threads in the middle of a chunk."""
     LEAVING.acquire()
     for act in AT_THE_END:
         act()
     for stream, words in ((sys.stdout, ""), (sys.stderr, last_words)):
-        with contextlib.suppress(OSError, AttributeError):  # nobody reads it, or there is none
+        with contextlib.suppress(OSError, AttributeError):  # nobody reads it, or it is closed
             stream.write(words)
             stream.flush()
     os._exit(code)
@@ -1714,8 +1714,8 @@ def leave(code, last_words=""):
 
 def leave_on_signals():
     """Have SIGINT and SIGTERM end the process, from a thread that waits for them [CL-9]. Python
-    calls a handler in the main thread alone, and only when it comes back from C: a name that is
-    looked up keeps it there for many seconds. What was ignored stays ignored."""
+    calls a handler in the main thread alone, and only once that returns from C code: looking up a
+    name can keep it there for many seconds. Signals that were ignored stay ignored."""
     codes = {signal.SIGINT: EXIT_SIGINT, signal.SIGTERM: EXIT_SIGTERM}
     heard = [number for number in codes if signal.getsignal(number) != signal.SIG_IGN]
     signal.pthread_sigmask(signal.SIG_BLOCK, heard)  # in all threads that start from here on
@@ -1723,8 +1723,8 @@ def leave_on_signals():
 
 
 def run_to_exit(program, run):
-    """End the process with the exit code that run() returns, or that of what any thread raises:
-    without the thread that died the program might hang [CL-9, CL-16]."""
+    """End the process with the exit code that run() returns, or that of an exception in any thread:
+    without the thread that died, the program might hang [CL-9, CL-16]."""
     threading.excepthook = lambda args: fail(program, args.exc_value)
     leave_on_signals()
     try:
@@ -1769,9 +1769,9 @@ def progress(file, left, history, neighbors):
 
 
 def download(peer, screen):
-    """Wait until every chunk is held, showing progress; Fatal, also if the swarm is lost [SW-7]."""
+    """Wait for every chunk, showing progress; Fatal if OUT.part or the swarm is lost [SW-7]."""
     history = [(time.monotonic(), 0)]
-    lonely = 0.0  # seconds without a useful neighbor, but not those that were slept through
+    lonely = 0.0  # seconds without a useful neighbor, except while the host was suspended
     while not peer.complete.wait(SHOW_SECONDS[0]):
         now = time.monotonic()
         with peer.lock:
@@ -1795,7 +1795,7 @@ def download(peer, screen):
 
 
 def show_given(peer, screen):
-    """Have a terminal show, from now on, how much others were given."""
+    """From now on, show on a terminal how much was sent to others."""
     if screen.terminal:
         repeat(SHOW_SECONDS[0], lambda: screen.status(f"{human(peer.uploads.given)} sent"))
 
@@ -1810,7 +1810,7 @@ def summary(peer, args, seconds):
 
 
 def verify(output, file, screen):
-    """(Store, bitfield of the chunks that are there); says with how much a download goes on."""
+    """(Store, bitfield of the chunks that are there); says how much is there already."""
     store, held = output.open_store(file, lambda done: screen.status(
         f"verified {human(done)} of {human(file.size)}"))
     if held and held != all_of(file.count):
