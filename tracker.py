@@ -15,7 +15,7 @@ of its own, which joins over TCP like any other. The main thread waits for the e
 Locks. Swarm.lock guards the table of leases; it is never held during network traffic.
 """
 
-import peer  # before all others: it says in a line what this machine lacks
+import peer  # before all others: it reports in one line what this machine lacks
 import array
 import contextlib
 import fcntl
@@ -36,7 +36,7 @@ MAX_PEERS = 100_000        # listed at a time; their addresses fit in peer.MAX_A
 MAX_PEERS_PER_IP = 1_000   # one machine, or all that is behind one router [JN-7]
 EVERYWHERE = {"": "127.0.0.1", "0": "127.0.0.1", "0.0.0.0": "127.0.0.1",
               "::": "::1"}  # --host: where to join
-MAX_LEASE_MS = 2**32 - 1    # what the answer to Join has room for: 49 days
+MAX_LEASE_MS = 2**32 - 1    # the most that the answer to Join can hold: 49 days
 SWEEP_SHARE = 0.25         # of a lease, between two sweeps; answers leave out the expired at once
 PEER = "peer.py"           # what others type; make dist puts another name into tracker.pyz
 
@@ -46,14 +46,14 @@ PEER = "peer.py"           # what others type; make dist puts another name into 
 
 
 class Full(Exception):
-    """No more peers are listed, of this address or of all."""
+    """There is no room for another peer, of this IP address or of any."""
 
 
 class Swarm:
     """The live peers, as (host, port), each with the time at which its lease runs out.
 
-    `lease` is in seconds, `clock` returns seconds and never goes back. Every lease is as long as
-    every other, so a table in the order of the last renewal is in the order of expiry too.
+    `lease` is in seconds, `clock` returns seconds and never goes back. All leases have the same
+    length, so a table in the order of the last renewal is also in the order of expiry.
     """
 
     def __init__(self, lease, clock=time.monotonic):
@@ -62,10 +62,10 @@ class Swarm:
         self.lock = threading.Lock()
         # guarded by lock:
         self.expires = {}  # address -> when its lease runs out, the earliest first
-        self.per_ip = {}   # host -> how many peers of it are listed
+        self.per_ip = {}   # host -> how many of its peers are listed
 
     def renew(self, address):
-        """List a peer or renew its lease; whether it is new. Full [JN-5, JN-7, AP-1, AP-2]."""
+        """List a peer or renew its lease; True if new. Raises Full [JN-5, JN-7, AP-1, AP-2]."""
         with self.lock:
             new = address not in self.expires
             if new:
@@ -90,7 +90,7 @@ class Swarm:
             return [address for address, expires in self.expires.items() if expires > now]
 
     def sweep(self):
-        """Take out the peers whose lease has run out; their addresses."""
+        """Remove the peers whose lease has run out; returns their addresses."""
         with self.lock:
             now = self.clock()
             expired = []
@@ -119,10 +119,10 @@ class Tracker:
         self.swarm = Swarm(lease)
         self.events = events or (lambda event, **fields: None)
         self.say = say
-        self.own = set()  # addresses of this machine, at which it was reached; only grows
+        self.own = set()  # addresses at which this machine was reached; only grows
 
     def on_join(self, request, sock):
-        """List the peer; the peer list, description and lease, or a refusal [JN-1 to JN-7]."""
+        """List the peer; answer with peer list, description and lease, or refuse [JN-1 to JN-7]."""
         refusal = self.list(request, sock, "joined")
         if refusal:
             return refusal
@@ -131,7 +131,7 @@ class Tracker:
             addresses=self.addresses_for(sock), file=self.message, lease_ms=lease_ms))
 
     def on_active_proof(self, request, sock):
-        """Start the peer's lease again, or list it; Ok, or a refusal [AP-1, AP-2, AP-5, AP-6]."""
+        """Restart the peer's lease, or list it; answer Ok, or refuse [AP-1, AP-2, AP-5, AP-6]."""
         if request.content_id and request.content_id != self.file.content_id:
             return peer.bad(messages_pb2.OTHER_FILE,
                             f"expected a peer of {self.file.content_id.hex()},"
@@ -165,7 +165,7 @@ class Tracker:
         """All live peers, as this asker can reach them.
 
         A peer on the tracker's own machine may have joined over loopback, or at an address of a
-        network that the asker is not in; the asker reaches it where it reached the tracker [JN-6].
+        network that the asker is not in; it is listed where the asker reached the tracker [JN-6].
         A link-local address means nothing beyond its link.
         """
         asker, here = peer.peer_address(sock)[0], peer.plain_ip(sock.getsockname()[0])
@@ -222,10 +222,10 @@ def describe(path, store_fd, chunk_size, screen):
 
 
 def interfaces():
-    """(name, IPv4 address) of each interface that is up, with its second address too, on Linux."""
+    """(name, IPv4 address) of each interface that is up, second addresses included; on Linux."""
     if not sys.platform.startswith("linux"):
         return
-    size, name_size = 40, 16  # of struct ifreq, and of the name with which it begins
+    size, name_size = 40, 16  # of struct ifreq, and of the name at its beginning
     room = array.array("B", bytes(256 * size))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         asked = struct.pack("iP", len(room), room.buffer_info()[0])
@@ -238,7 +238,7 @@ def interfaces():
 
 
 def own_addresses():
-    """{IP address: interface} of this machine: first that with which it reaches the Internet."""
+    """{IP address: interface} of this machine; the one that reaches the Internet comes first."""
     found = {}
     for family, elsewhere in ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1")):
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -268,7 +268,7 @@ def make_seeder(args, port, events, say):
         return make(args.seed_port)
     try:
         return make((port + 1) % 65536 if args.port else 0)
-    except Fatal:  # it is taken, and nobody has asked for it
+    except Fatal:  # it is taken, but nobody asked for this one
         return make(0)
 
 
@@ -317,7 +317,7 @@ def run():
     events = peer.Events(args.events, args.file) if args.events else None
     fd = open_file(args.file)
     store = peer.Store(fd, None)
-    store.seal()  # what changes from here on, also while it is hashed, is noticed
+    store.seal()  # any change from here on, even while it is hashed, is noticed
     store.file = describe(args.file, fd, args.chunk_size, screen)
     tracker = Tracker(store.file, args.expire, events, screen.say)
     server = peer.Server(args.host, args.port, tracker)
