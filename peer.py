@@ -1490,7 +1490,7 @@ class Output:
         except FileNotFoundError:
             mode = 0
         if self.path == "-" or os.path.basename(self.path) == "" or stat.S_ISDIR(mode):
-            raise self.refuse("expected a file or a folder; no such folder, or - for a stream")
+            raise self.refuse("expected a file or an existing folder, and not - for a stream")
         if stat.S_ISREG(mode):
             self.fd_out = self.open_locked(self.path, os.O_RDONLY)
         elif mode and not (self.force and stat.S_ISLNK(mode)):
