@@ -19,12 +19,12 @@ looking up what it uses from Part Two: small helpers that do what their names sa
     repeat      a timer: calls a function at intervals until it returns False
     Output      OUT and OUT.part; at the end the peer calls finish(), which renames OUT.part
 
-Threads. The main thread first starts one that waits for signals. It joins, opens OUT, verifies what
+Threads. The main thread first starts one that waits for signals. It opens OUT, joins, verifies what
 is there, calls Peer.begin, and then shows progress. Another accepts connections and starts a thread
 for each (Server). Each neighbor that this peer asks has its own, started by Peer.dial; it verifies
 and writes what it receives (Peer.fetch_from) or, while the next chunk comes in, leaves that to one
-of a few others (Peer.verify_arrivals). Three timers (repeat) send proofs, ask for the peer list and
-dial neighbors. To hash a whole file, hash_chunks uses one thread per core, four at most.
+of a few others (Peer.verify_arrivals). Timers (repeat) send proofs, ask for the peer list and dial
+neighbors. To hash a whole file, hash_chunks uses one thread per core, four at most.
 
                   Join, Active Proof, Peer List
         +---------+ (main, then timers) +-------------+
@@ -458,7 +458,7 @@ class Link:
             self.sock, self.answers = None, 0
 
     def send(self, request):
-        """Send a request; OSError, ProtocolError."""
+        """Send a request; OSError."""
         if self.sock is None:
             began = time.monotonic()
             self.sock = socket.create_connection(self.address, timeout=CONNECT_SECONDS)
@@ -531,7 +531,7 @@ class Peer:
         self.events = events or (lambda event, **fields: None)
         self.say = say or (lambda line: None)
         self.complete = threading.Event()    # set when every chunk is held and OUT has its name
-        self.arrivals = queue.SimpleQueue()  # for the verifying threads: verify()'s arguments
+        self.arrivals = queue.SimpleQueue()  # for the verifying threads: the arguments of keep()
         self.file = self.lease = None        # Description, seconds; set by main thread, in join()
         self.store = self.finish = None      # set by main thread, in begin()
         self.own_ip = ""                     # set by threads asking the tracker; one value [PL-3]
@@ -800,8 +800,8 @@ class Peer:
 
     def ahead(self, neighbor, link):
         """How many chunks may be under way: one, and as many more as the link holds [FC-15]. Only
-        one from a neighbor that has given none yet, or on a connection that has not outlived its
-        first answer: if it closes, the requests sent ahead are lost."""
+        one from a neighbor that has given none yet or is unreliable, or on a connection that has
+        not outlived its first answer: if it closes, the requests sent ahead are lost."""
         if link.answers < 2 or neighbor.busy or neighbor.broken or not neighbor.rate:
             return 1
         if len(self.picker.under_way) * self.file.chunk_size >= RECEIVE_MEMORY:
@@ -1142,7 +1142,7 @@ class Server(socketserver.ThreadingTCPServer):
             self.closed.notify_all()
 
     def await_request(self, sock):
-        """The next request; ConnectionError after the last one, TimeoutError if none came."""
+        """The next request; ConnectionError after the last, TimeoutError, ProtocolError."""
         with self.idle(sock):
             return parse(Request, read_frame(sock, MAX_REQUEST, IDLE_SECONDS, float("inf")))
 
@@ -1273,7 +1273,7 @@ class Contacts:
 # Uploads. The fault: a socket's buffer that takes more than the uplink carries, so that all is sent
 # to everybody at once, and arrives late. Slots decides who gets a chunk next, Uploads at what pace.
 
-BUSY_SECONDS = (0.05, 1.0)   # pause after BUSY: the shortest, if no time was given, and the longest
+BUSY_SECONDS = (0.05, 1.0)   # pause after BUSY: shortest if no time was said, longest; then spread
 BUSY_PATIENCE = 25           # after this many BUSY in a row the shortest applies, whatever was said
 RETRY_SPREAD = (0.7, 1.3)    # pauses are multiplied by a random factor, lest peers fall into step
 UPLOAD_SLOTS = 6             # chunks on their way out: one or two do not fill an uplink
@@ -1484,7 +1484,7 @@ class Output:
         return Fatal(EXIT_OUT, f"cannot write {show_name(self.path)}: {reason}")
 
     def claim(self):
-        """Open what is there: OUT if it is to be kept, else OUT.part, new or left from before."""
+        """Open OUT if it is there, and OUT.part, new or left from before, unless OUT is kept."""
         try:
             mode = os.lstat(self.path).st_mode
         except FileNotFoundError:

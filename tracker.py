@@ -259,7 +259,7 @@ def join_commands(host, port, file):
 
 
 def make_seeder(args, port, events, say):
-    """An ordinary Peer, which listens on the port after the tracker's unless told otherwise."""
+    """An ordinary Peer, listening on the port after the tracker's, if it was given and is free."""
     host = EVERYWHERE.get(args.host, args.host)
 
     def make(seed_port):
