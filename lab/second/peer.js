@@ -3,7 +3,7 @@
      node peer.js TRACKER:PORT OUT [--port P] [--leave] [--expect ID] [--force] [--events FILE] [--quiet]
    Read from the top: messages, connections, file, peer; then tracker.js. There is one thread: between two `await`
    nothing else runs, so nothing needs a lock. [FC-1] and the like are clauses of SPEC.md.
-   Not here, on purpose: all other options [CL-8, CL-14, CL-15]; progress, help, and the file's name [CL-18, FD-5]; a
+   Not here, on purpose: all other options [CL-8, CL-14]; progress, help, and the file's name [CL-18, FD-5]; a
    check of OUT before Join [CL-6]; a stdout that nobody reads [CL-13]; requests ahead [FC-15]; `instead`, and
    `retry_ms` as a server [FC-7]. */
 const events = require('node:events'), fs = require('node:fs'), net = require('node:net'), os = require('node:os');
