@@ -54,7 +54,7 @@ autograder: $(VENV)/ready  ## Gradescope's zip; HIDDEN=folder of tests, ARGS='..
 exam: $(VENV)/ready  ## exam questions with fresh values, and their answers: exam-SEED.md, exam-SEED-answers.md; SEED=... for the same again
 	@$(RUN) lab/grader/exam.py $(if $(SEED),--seed "$$SEED") $(ARGS)
 
-gauntlet: $(VENV)/ready  ## grade the grader: a hundred wrong programs, each of which its stage must fail; ARGS=name shows a report
+gauntlet: $(VENV)/ready  ## grade the grader: wrong programs, each of which its stage must fail; ARGS=name shows a report
 	$(RUN) lab/grader/gauntlet.py $(ARGS)
 
 dist: $(VENV)/ready  ## dist/tracker.pyz and dist/peer.pyz: one file each, which need Python 3.10 or newer and nothing else

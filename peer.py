@@ -952,7 +952,7 @@ class Peer:
             self.changed.notify_all()
 
     def rest(self, neighbor):
-        """Nothing to ask: wait out a pause, or wait for a chunk that others failed to deliver."""
+        """Nothing to ask: wait out a pause, unless the end comes, or until a chunk may be free."""
         now = time.monotonic()
         with self.changed:
             if now < neighbor.rest_until:

@@ -253,6 +253,13 @@ def ask(where, request):
     return receive(where)
 
 
+def answers(where, request):
+    """Whether a server answers this request by its own kind of answer, and does not close the connection instead."""
+    with contextlib.suppress(AssertionError, EOFError, OSError):
+        return ask(where, request).WhichOneof("type") == request.WhichOneof("type")
+    return False
+
+
 def ask_all(where, requests, connections=25):
     """The answers to many requests, in order, over several connections at once, because a server may be slow with each."""
     shares = [requests[at::connections] for at in range(connections)]

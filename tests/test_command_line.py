@@ -19,8 +19,8 @@ import time
 import pytest
 
 import harness
-from harness import (CHUNK, SECONDS, active_proof, ask, chunks_query, connect, content_id, describe, eventually, events_in, fetch_chunk, finished, framed, join, kept, one_line,
-                     peer_command, peer_list, split, timely, tracker_command)
+from harness import (CHUNK, SECONDS, active_proof, answers, ask, chunks_query, connect, content_id, describe, eventually, events_in, fetch_chunk, finished, framed, join, kept,
+                     one_line, peer_command, peer_list, split, timely, tracker_command)
 
 SIZE = 2 * CHUNK + 1000  # three chunks, the last one short
 OPTIONS = ["--host", "--port", "--upload-limit", "--events", "--quiet", "--version"]  # of both programs
@@ -899,15 +899,8 @@ def test_a_tracker_that_can_start_few_threads_closes_what_waits_and_goes_on(make
     with contextlib.ExitStack() as idle:
         for _ in range(12):
             idle.enter_context(connect(port))
-        eventually(lambda: answers(port), what="an answer, for one of those that wait is closed")
+        eventually(lambda: answers(port, peer_list()), what="an answer, for one of those that wait is closed")
     assert "Traceback" not in tracker.output
-
-
-def answers(port):
-    try:
-        return ask(port, peer_list()).WhichOneof("type") == "peer_list"
-    except (OSError, AssertionError, EOFError):
-        return False
 
 
 @pytest.mark.fault(51)

@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from harness import (KIB, ROOT, SECONDS, NINE_CHUNKS as DATA, SMALL_CHUNK as CHUNK, after, ask, bad, busy_until, bytes_left, chunks_query, connect, eventually,
+from harness import (KIB, ROOT, SECONDS, NINE_CHUNKS as DATA, SMALL_CHUNK as CHUNK, after, answers, ask, bad, busy_until, bytes_left, chunks_query, connect, eventually,
                      events_in, fetch_chunk, first, framed, held, is_closed, kept, never, peer_list, receive, some_bytes, split)
 import messages_pb2 as pb
 from messages_pb2 import Response
@@ -346,14 +346,9 @@ def test_where_all_connections_are_busy_the_next_is_closed_and_takes_nobodys_pla
         for sock in busy:
             assert receive(sock).chunk == DATA[:CHUNK]
         busy.pop().close()
-        eventually(lambda: answers(address), what="room for one in the place of the one that has gone")
+        eventually(lambda: answers(address, chunks_query()), what="room for one in the place of the one that has gone")
         for sock in busy:
             assert ask(sock, chunks_query()).WhichOneof("type") == "chunks_query", "there was room for three"
-
-
-def answers(address):
-    with contextlib.suppress(AssertionError, EOFError, OSError):
-        return ask(address, chunks_query())
 
 
 # Row 15: everyone busy.
